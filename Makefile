@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test fast lint bench browser clean
+.PHONY: run test fast lint bench gpu browser clean
 
 # Without npm and network the dashboard starts all the same; its pages say what is missing, and it tries again itself.
 run: $(VENV)/.run
@@ -28,6 +28,10 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.test
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+# Tests and measurements on a GPU, ten minutes: benchmarks/gpu.md.
+gpu: $(VENV)/.test
+	$(BIN)/python -m benchmarks.gpu --to gpu.json
 
 # What runs in the visitor's browser: onnxruntime-web and uPlot, by the machine's npm or one from pip.
 browser: $(VENV)/.run

@@ -110,12 +110,12 @@ def serving(folder: Path) -> Iterator[str]:
         thread.join()
 
 
-def in_browser(browser: Browser, site: str, asked: dict[str, Any]) -> dict[str, Any]:
+def in_browser(browser: Browser, site: str, options: dict[str, Any]) -> dict[str, Any]:
     """What a fresh profile answers, and how long it took."""
     context = browser.new_context()
     page = context.new_page()
     page.goto(site)
-    found: dict[str, Any] = page.evaluate(ANSWER, asked)
+    found: dict[str, Any] = page.evaluate(ANSWER, options)
     context.close()
     return found
 
@@ -134,25 +134,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--only", default="", help="names of models that hold this")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     install()
     print("model                 file threads  to the last answer   browser    Python  ratio (range)")
     slowest, ratios = 0.0, []
     with tempfile.TemporaryDirectory() as made, serving(Path(made)) as site, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium.executable(), args=chromium.FLAGS)
         for name, (classifier, pixels) in models().items():
-            if asked.only not in name:
+            if options.only not in name:
                 continue
             (Path(made) / "images.bin").write_bytes(pixels.tobytes())
             content = export.to_onnx(classifier)
             (Path(made) / "model.onnx").write_bytes(content)
             expected = export.OnnxClassifier(content).logits(pixels)
-            for threads in asked.threads:
+            for threads in options.threads:
                 question = {"model": "/artifacts/x/model.onnx", "images": "/artifacts/x/images.bin", "count": COUNT}
                 question |= {"shape": list(pixels.shape[1:]), "threads": threads}
                 question |= {"runtime": package_url("onnxruntime-web", "dist/")}
                 rounds = []
-                for _ in range(asked.rounds):
+                for _ in range(options.rounds):
                     answer = in_browser(browser, site, question)
                     if not np.array_equal(np.reshape(answer["logits"], expected.shape).argmax(1), expected.argmax(1)):
                         raise SystemExit(f"{name}: the browser answers something else")

@@ -89,7 +89,7 @@ class Tally:
 
     kills: Counter[str] = field(default_factory=Counter)
     phases: Counter[str] = field(default_factory=Counter)
-    asked: Counter[str] = field(default_factory=Counter)
+    requested: Counter[str] = field(default_factory=Counter)
     events: int = 0
     finished: int = 0
     lost: list[str] = field(default_factory=list)
@@ -122,11 +122,17 @@ def rounds(store: Store, cycle: int) -> Iterator[list[RunSpec]]:
     losses, steps = choices(Loss), optimizers()
     pairs = [(losses[i % len(losses)], steps[(i + cycle) % len(steps)]) for i in range(max(len(losses), len(steps)))]
     sizes, number = itertools.cycle((1, 3)), cycle
+    again = set(losses)
     while pairs:
         size = next(sizes)
         taken, pairs = pairs[:size], pairs[size:]
-        yield [_spec(store, *pair, number, NETWORKS[(number + at) % 4]) for at, pair in enumerate(taken)]
+        group = [_spec(store, *pair, number, NETWORKS[(number + at) % 4]) for at, pair in enumerate(taken)]
+        yield group
         number += 1
+        for (loss, _), spec in zip(taken, group, strict=True):
+            if spec.loss.kind != loss and loss in again:  # that optimizer cannot do with it, another one may
+                pairs.append((loss, {"kind": "sgd"}))
+            again.discard(loss)
 
 
 def _spec(store: Store, loss: str, optimizer: dict[str, Any], number: int, network: dict[str, Any]) -> RunSpec:
@@ -340,7 +346,7 @@ class Ordeal:
         """Put a stopped run back into the queue by the command line."""
         code = ended(self.command("runs", "resume", run.id), wait=True)
         self.requests.pop(run.id, None)
-        self.tally.asked["resume"] += 1
+        self.tally.requested["resume"] += 1
         if code or run.state is not State.QUEUED:
             self.tally.wrong.append(f"{run.name}: resume ended with {code}, the run is {run.state}")
 
@@ -373,8 +379,8 @@ class Ordeal:
                 code = ended(pid, wait=True)
                 break
             if asking is None and passed >= ask_at:
-                asked, verb = draw.choice(runs), draw.choice(("pause", "cancel"))
-                asking = (asked, verb, self.command("runs", verb, asked.id))
+                requested, verb = draw.choice(runs), draw.choice(("pause", "cancel"))
+                asking = (requested, verb, self.command("runs", verb, requested.id))
             time.sleep(0.003)
         assert code is not None
         if asking:
@@ -382,7 +388,7 @@ class Ordeal:
             refused = ended(asker, wait=True)
             if not refused:
                 self.requests[run.id] = verb
-                self.tally.asked[verb] += 1
+                self.tally.requested[verb] += 1
             elif refused not in (1, 2):
                 self.tally.wrong.append(f"{run.name}: {verb} ended with {refused}")
         self.judge(runs, code, before)
@@ -440,7 +446,7 @@ def report(tally: Tally, seconds: float) -> int:
     print(f"{kills} kills in {seconds:.0f} s, {tally.finished} runs finished, {tally.events} events read while trained")
     print("moment drawn by: " + ", ".join(f"{way} {count}" for way, count in sorted(tally.kills.items())))
     print("killed while: " + ", ".join(f"{phase} {count}" for phase, count in sorted(tally.phases.items())))
-    print("by command line: " + ", ".join(f"{verb} {count}" for verb, count in sorted(tally.asked.items())))
+    print("by command line: " + ", ".join(f"{verb} {count}" for verb, count in sorted(tally.requested.items())))
     print(f"losses: {', '.join(choices(Loss))}; optimizers: {', '.join(choices(Optimizer))}\n")
     for name, lines in found.items():
         print(f"{name:18} {len(lines)}")
@@ -455,20 +461,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="at least so many")
     parser.add_argument("--seed", type=int, default=0, help="of the moments; what happens there depends on timing too")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     begun, tally = time.monotonic(), Tally()
     with tempfile.TemporaryDirectory() as place:
         store, other = Store(Path(place) / "models"), Store(Path(place) / "undisturbed")
         atexit.register(end_children)
-        ordeal = Ordeal(store, random.Random(asked.seed), tally, Path(place) / "log.txt")
+        ordeal = Ordeal(store, random.Random(options.seed), tally, Path(place) / "log.txt")
         for cycle in itertools.count():
             groups = list(rounds(store, cycle))
-            if tally.damage or (cycle and tally.kills.total() >= asked.kills):
+            if tally.damage or (cycle and tally.kills.total() >= options.kills):
                 break
             for number, specs in enumerate(groups):
-                left = asked.kills - tally.kills.total()
-                if number and left <= 0 and asked.kills < len(groups):
+                left = options.kills - tally.kills.total()
+                if number and left <= 0 and options.kills < len(groups):
                     break
                 runs = [store.create(spec) for spec in specs]
                 ordeal.survive(runs, math.ceil(max(0, left) / (len(groups) - number)))

@@ -272,8 +272,8 @@ def main() -> int:
     options.add_argument("--users", type=int, default=50)
     options.add_argument("--clicks", type=int, default=10)
     options.add_argument("--seconds", type=float, default=60.0)
-    asked = options.parse_args()
-    found = measure(min(asked.users, 200), min(asked.clicks, 50), min(asked.seconds, 600.0))
+    chosen = options.parse_args()
+    found = measure(min(chosen.users, 200), min(chosen.clicks, 50), min(chosen.seconds, 600.0))
     for name, value in found.items():
         print(f"{name:30} {value:.3f}" if isinstance(value, float) else f"{name:30} {value}")
     for promise in broken(found):

@@ -149,31 +149,31 @@ def fastest(kernel: Callable[[], object], flops: float, seconds: float) -> float
 def operations(pair: Pair, splits: Splits) -> tuple[float, float]:
     """Floating point operations an image: of the teacher's answer, and of the student's forward and backward pass."""
     images = torch.from_numpy(np.asarray(splits.train.images[:BATCH]))
-    with FlopCounterMode(display=False) as asked, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         teacher_of(pair, splits)(images)
-    answering = asked.get_total_flops() * BATCH / (BATCH + 3 * 64)  # the batches of its batch norm were counted too
-    with FlopCounterMode(display=False) as asked:
+    answering = counter.get_total_flops() * BATCH / (BATCH + 3 * 64)  # the batches of its batch norm were counted too
+    with FlopCounterMode(display=False) as counter:
         classifier(pair.student, splits).train()(images).sum().backward()
-    return answering / BATCH, asked.get_total_flops() / BATCH
+    return answering / BATCH, counter.get_total_flops() / BATCH
 
 
-def duel(pair: Pair, asked: argparse.Namespace) -> dict[str, Any]:
+def duel(pair: Pair, options: argparse.Namespace) -> dict[str, Any]:
     """All ways in turns."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # imports torch once
     lines: dict[str, Connection] = {}
     with tempfile.TemporaryDirectory() as folder:
         processes = []
-        for way in (*asked.ways, *map(larger, asked.batch), PEAK):
+        for way in (*options.ways, *map(larger, options.batch), PEAK):
             lines[way], theirs = context.Pipe()
-            process = context.Process(target=work, args=(way, pair, asked.images, Path(folder), theirs), daemon=True)
+            process = context.Process(target=work, args=(way, pair, options.images, Path(folder), theirs), daemon=True)
             process.start()
             theirs.close()
             processes.append(process)
             lines[way].recv()  # one after the other: fillings of a cache and races are slow enough alone
         slices: dict[str, list[Any]] = {way: [] for way in lines}
-        for _ in range(asked.rounds):
+        for _ in range(options.rounds):
             for way in random.sample(list(lines), len(lines)):
-                lines[way].send(asked.seconds)
+                lines[way].send(options.seconds)
                 slices[way].append(lines[way].recv())
         for line in lines.values():
             line.send(0)
@@ -181,7 +181,7 @@ def duel(pair: Pair, asked: argparse.Namespace) -> dict[str, Any]:
             process.join()
     rounds = slices.pop(PEAK)
     peak = {name: max(one[name] for one in rounds) for name in rounds[0]}
-    answering, learning = operations(pair, loaded(asked.images))
+    answering, learning = operations(pair, loaded(options.images))
     best = {way: min(found) for way, found in slices.items()}
     return {
         "us an image": {way: 1e6 * one for way, one in best.items()},
@@ -222,30 +222,30 @@ def show(name: str, found: dict[str, Any]) -> None:
 # --- is it as good? ---------------------------------------------------------------------------------------------------
 
 
-def accuracies(pair: Pair, splits: Splits, asked: argparse.Namespace) -> dict[str, list[float]]:
+def accuracies(pair: Pair, splits: Splits, options: argparse.Namespace) -> dict[str, list[float]]:
     """Test accuracy by way and seed; the first way is the one that others are compared with."""
     teacher = taught(our_spec(pair, network=pair.teacher or KNOWN, teacher=None, loss=None, epochs=8), splits).best()
-    if asked.batch:
+    if options.batch:
         return {
             larger(batch): [
-                tested(distilled(pair, splits, teacher, asked, seed, VIEWS, **with_batch(batch)), splits)
-                for seed in range(asked.seeds)
+                tested(distilled(pair, splits, teacher, options, seed, VIEWS, **with_batch(batch)), splits)
+                for seed in range(options.seeds)
             ]
-            for batch in (BATCH, *asked.batch)
+            for batch in (BATCH, *options.batch)
         }
     said: dict[str, list[float]] = {way: [] for way in ("tutorial", *OURS)}
     small = in_integers(teacher, pair, splits)
     mean, std = channels(splits.train)
-    for seed in range(asked.seeds):
+    for seed in range(options.seeds):
         network = our_spec(pair).network
         student = networks.build(network, splits.classes, splits.shape, mean=mean, std=std, seed=seed)
         torch.manual_seed(seed)
         steps = tutorial_steps(teacher.body, student.train().body, splits)
-        for _ in range(asked.epochs * (len(splits.train) // BATCH)):
+        for _ in range(options.epochs * (len(splits.train) // BATCH)):
             next(steps)
         said["tutorial"].append(tested(student, splits))
         for way, views, whole in zip(OURS, (0, 0, VIEWS), (teacher, small, teacher), strict=True):
-            said[way].append(tested(distilled(pair, splits, whole, asked, seed, views), splits))
+            said[way].append(tested(distilled(pair, splits, whole, options, seed, views), splits))
     return said
 
 
@@ -261,13 +261,13 @@ def distilled(
     pair: Pair,
     splits: Splits,
     teacher: Classifier,
-    asked: argparse.Namespace,
+    options: argparse.Namespace,
     seed: int,
     views: int,
     **fields: Any,
 ) -> Classifier:
     """The pair's student, taught by `teacher` live, or through a cache where there are fixed views."""
-    spec = our_spec(pair, precision="bf16", views=views, seed=seed, epochs=asked.epochs, **fields)
+    spec = our_spec(pair, precision="bf16", views=views, seed=seed, epochs=options.epochs, **fields)
     knows = Teacher(teacher, splits.classes, precision="fp32" if isinstance(teacher.body, Graph) else "bf16")
     if not views:
         return taught(spec, splits, knows).classifier
@@ -285,16 +285,16 @@ def tested(student: Classifier, splits: Splits) -> float:
     return 100 * score(logits_of(student.eval(), splits.test), splits.test.labels, splits.classes).accuracy
 
 
-def compare_accuracy(pairs: dict[str, Pair], asked: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+def compare_accuracy(pairs: dict[str, Pair], options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """Print a line a pair and way."""
-    splits, found = loaded(asked.images), {}
+    splits, found = loaded(options.images), {}
     for name, pair in pairs.items():
-        found[name] = accuracies(pair, splits, asked)
+        found[name] = accuracies(pair, splits, options)
         (first, usual), *_ = found[name].items()
         for way, ours in found[name].items():
             line = f"{name:<22}{way:<18}{statistics.mean(ours):6.2f} ± {statistics.stdev(ours):.2f}"
             if way != first:
-                error = ((statistics.variance(usual) + statistics.variance(ours)) / asked.seeds) ** 0.5
+                error = ((statistics.variance(usual) + statistics.variance(ours)) / options.seeds) ** 0.5
                 gap = statistics.mean(ours) - statistics.mean(usual)
                 line += f"   {gap:+.2f} = {gap / error:+.1f} standard errors"
             print(line, flush=True)
@@ -314,18 +314,18 @@ def main() -> None:
     parser.add_argument("--accuracy", action="store_true", help="compare accuracy instead of speed")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=8)
-    asked = parser.parse_args()
-    pairs = {name: PAIRS[name] for name in asked.pairs}
-    if asked.quick:
-        pairs, asked.images, asked.rounds, asked.seconds = QUICK, 1000, 2, 0.05
-    loaded(asked.images)  # decoded once, before there are many
+    options = parser.parse_args()
+    pairs = {name: PAIRS[name] for name in options.pairs}
+    if options.quick:
+        pairs, options.images, options.rounds, options.seconds = QUICK, 1000, 2, 0.05
+    loaded(options.images)  # decoded once, before there are many
     found: dict[str, Any] = {}
-    if asked.accuracy:
+    if options.accuracy:
         machine.set_threads()
         machine.keep_freed_memory()
-        found = compare_accuracy(pairs, asked)
-    for name, pair in () if asked.accuracy else pairs.items():
-        found[name] = duel(pair, asked)
+        found = compare_accuracy(pairs, options)
+    for name, pair in () if options.accuracy else pairs.items():
+        found[name] = duel(pair, options)
         show(name, found[name])
     load = os.getloadavg()[0]
     print(f"\n{machine.processor()}, torch {torch.__version__}, Python {platform.python_version()}, load {load:.1f}")

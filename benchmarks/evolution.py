@@ -123,12 +123,12 @@ def trainers(store: Store, seeds: int) -> None:
 
 def main() -> None:
     """Print everything."""
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--seeds", type=int, default=6)
-    asked.add_argument("--widths", default="8,16")
-    asked.add_argument("--bits", type=int, default=2)
-    asked.add_argument("--store", type=Path)
-    given = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--widths", default="8,16")
+    parser.add_argument("--bits", type=int, default=2)
+    parser.add_argument("--store", type=Path)
+    given = parser.parse_args()
     worker.set_threads()
     with tempfile.TemporaryDirectory() as folder:
         store = Store(given.store or Path(folder) / "models")

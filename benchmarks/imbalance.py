@@ -61,13 +61,13 @@ def long_tail(folder: Path, most: int, factor: float) -> list[int]:
 
 def main() -> None:
     """Train all arms and print the table."""
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--most", type=int, default=600)
-    asked.add_argument("--factor", type=float, default=100)
-    asked.add_argument("--seeds", type=int, default=3)
-    asked.add_argument("--epochs", type=int, default=20)
-    asked.add_argument("--to", type=Path, default=Path(tempfile.gettempdir()) / "imbalance")
-    given = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--most", type=int, default=600)
+    parser.add_argument("--factor", type=float, default=100)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--to", type=Path, default=Path(tempfile.gettempdir()) / "imbalance")
+    given = parser.parse_args()
     counts = long_tail(given.to / "data", given.most, given.factor)
     print(f"training images per class: {counts}, with those of validation", flush=True)
     common = {"data": str(given.to / "data"), "epochs": given.epochs, "batch": 64}

@@ -125,19 +125,19 @@ def main() -> int:
     parser.add_argument("--studies", type=int, default=200)
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--grids", default=",".join(GRIDS))
-    asked = parser.parse_args()
+    options = parser.parse_args()
     found, names = {}, ("n", "d", "placebo", "dose")
     print("| truth | grid | " + " | ".join(names) + " | x/÷ n | x/÷ d | s |\n|" + "---|" * 9)
-    for kind in asked.kinds.split(","):
-        for grid in asked.grids.split(","):
+    for kind in options.kinds.split(","):
+        for grid in options.grids.split(","):
             started = time.perf_counter()
-            row = measured(KINDS[kind], grid, asked.studies)
+            row = measured(KINDS[kind], grid, options.studies)
             found[f"{kind}, {grid}"] = row
             shares = " | ".join(f"{row[name]:.3f}" if name in row else "" for name in names)
             seconds = time.perf_counter() - started
             print(f"| {kind} | {grid} | {shares} | {row['x/÷ n']:.2f} | {row['x/÷ d']:.2f} | {seconds:.0f} |")
     least = min(row[name] for row in found.values() for name in names if name in row)
-    print(f"least of {asked.studies} studies a row: {least:.3f}, asked for {LEAST}")
+    print(f"least of {options.studies} studies a row: {least:.3f}, asked for {LEAST}")
     return int(least < LEAST)
 
 

@@ -169,12 +169,12 @@ def main() -> None:
     parser.add_argument("--only", choices=["graphs", "steps"])
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=0.15)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     parts = {"graphs": graphs, "steps": steps}
-    shown = {name: part for name, part in parts.items() if asked.only in (None, name)}
-    print(json.dumps({name: part(asked.rounds, asked.seconds) for name, part in shown.items()}))
+    shown = {name: part for name, part in parts.items() if options.only in (None, name)}
+    print(json.dumps({name: part(options.rounds, options.seconds) for name, part in shown.items()}))
 
 
 if __name__ == "__main__":

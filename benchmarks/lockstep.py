@@ -61,13 +61,15 @@ def trained(group: list[RunSpec], splits: Splits, opened: Opened, steps: int) ->
     return seconds, [list(student.classifier.state_dict().values()) for student in training.students]
 
 
-def ratio(asked: list[RunSpec], splits: Splits, opened: Opened, steps: int, rounds: int) -> tuple[float, float, float]:
+def ratio(
+    options: list[RunSpec], splits: Splits, opened: Opened, steps: int, rounds: int
+) -> tuple[float, float, float]:
     """(together over separate by minima, the least and the most of the rounds' own ratios)."""
     together, separate = [], []
     for _ in range(rounds):
-        seconds, ours = trained(asked, splits, opened, steps)
+        seconds, ours = trained(options, splits, opened, steps)
         together.append(seconds)
-        alone = [trained([spec], splits, opened, steps) for spec in asked]
+        alone = [trained([spec], splits, opened, steps) for spec in options]
         separate.append(sum(seconds for seconds, _ in alone))
         for here, (_, (there,)) in zip(ours, alone, strict=True):
             assert all(torch.equal(one, other) for one, other in zip(here, there, strict=True)), "not the same weights"
@@ -81,11 +83,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--images", type=int, default=3072)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
     whole = data.load(DataSpec(source="fashion-mnist"), Store().data_cache)
-    splits = replace(whole, train=whole.train.take(np.arange(asked.images)))
+    splits = replace(whole, train=whole.train.take(np.arange(options.images)))
     mean, std = statistics(splits.train)
     found: dict[str, float] = {}
     for big, teacher_network in TEACHERS.items():
@@ -94,7 +96,7 @@ def main() -> None:
         for small, student_network in STUDENTS.items():
             runs = specs(student_network)
             # As many epochs as the steps need: the cache is then as large as what is trained from it.
-            epochs = -(-asked.steps * runs[0].batch // asked.images)
+            epochs = -(-options.steps * runs[0].batch // options.images)
             runs = [run.model_copy(update={"epochs": epochs}) for run in runs]
             with tempfile.TemporaryDirectory() as folder:
                 wanted = plan(runs[0], splits, ["0" * 64], torch.device("cpu"))
@@ -107,7 +109,7 @@ def main() -> None:
                 trained(runs[:1], splits, cache, wanted.steps)  # fills it
                 trained(runs, splits, cache, 1)  # imports the optimizers' libraries
                 for how, opened in (("live", lambda live=live: contextlib.nullcontext(live)), ("cache", cache)):
-                    quotient, least, most = ratio(runs, splits, opened, asked.steps, asked.rounds)
+                    quotient, least, most = ratio(runs, splits, opened, options.steps, options.rounds)
                     name = f"{big} to {small}, {how}"
                     found[name] = round(quotient, 3)
                     goal = f" (goal {GOAL})" if (big, how) == ("ResNet 24", "live") else ""

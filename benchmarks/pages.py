@@ -96,21 +96,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=7)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     times: dict[int, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for runs in (0, asked.runs):
+        for runs in (0, options.runs):
             root = Path(folder) / str(runs)
             os.environ["SMALLALIGN_STORE"] = str(root)
             fill(Store(root), runs)
-            times[runs] = {page: rerun_ms(page, asked.repeats) for page in SHOWN}
+            times[runs] = {page: rerun_ms(page, options.repeats) for page in SHOWN}
             context.client().close()
-        print(f"{'page':<26}{'0 runs':>12}{f'{asked.runs} runs':>12}{'ratio':>8}")
+        print(f"{'page':<26}{'0 runs':>12}{f'{options.runs} runs':>12}{'ratio':>8}")
         for page in SHOWN:
-            empty, full = times[0][page], times[asked.runs][page]
+            empty, full = times[0][page], times[options.runs][page]
             print(f"{page:<26}{empty:>9.0f} ms{full:>9.0f} ms{full / empty:>8.2f}")
         print(f"torch imported by the pages: {'torch' in sys.modules}")
-        megabytes, torch = server_megabytes(Path(folder) / str(asked.runs))
+        megabytes, torch = server_megabytes(Path(folder) / str(options.runs))
         print(f"server: {megabytes:.0f} MB resident, torch mapped: {torch}")
 
 

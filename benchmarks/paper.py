@@ -221,8 +221,8 @@ def _students(
         )
         for row in rows
     ]
-    asked = Stale(teacher, few.train) if rows[0].stale else teacher
-    return trained(specs, few, asked, standardised=standardised)
+    chosen = Stale(teacher, few.train) if rows[0].stale else teacher
+    return trained(specs, few, chosen, standardised=standardised)
 
 
 def _together() -> list[list[Row]]:
@@ -413,16 +413,16 @@ def main() -> None:
     whole.add_argument("--teacher-width", type=int, default=1200)
     whole.add_argument("--student-width", type=int, default=800)
     whole.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args(sys.argv[1:] or ["digits"])
+    arguments = parser.parse_args(sys.argv[1:] or ["digits"])
     torch.set_num_threads(1)
     try:
-        if asked.verb == "digits":
-            if asked.seeds < 2 or asked.epochs < 1:
+        if arguments.verb == "digits":
+            if arguments.seeds < 2 or arguments.epochs < 1:
                 parser.error("a spread needs at least 2 seeds, and training at least 1 epoch")
-            digits(asked.seeds, asked.epochs, standardised=asked.standardised)
+            digits(arguments.seeds, arguments.epochs, standardised=arguments.standardised)
         else:
-            options = {name: value for name, value in vars(asked).items() if name not in ("verb", "folder")}
-            mnist(asked.folder, **options)
+            options = {name: value for name, value in vars(arguments).items() if name not in ("verb", "folder")}
+            mnist(arguments.folder, **options)
     except SmallAlignError as error:
         say(str(error))
         sys.exit(error.exit_code)

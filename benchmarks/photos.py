@@ -86,15 +86,15 @@ def weights(to: Path) -> tuple[Path, Path]:
 
 def main() -> None:
     """Train all arms of each seed; a line as each ends, then the tables."""
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("folder", type=Path)
-    asked.add_argument("--images", type=int, nargs="+", default=[100, 300, 1000])
-    asked.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    asked.add_argument("--steps", type=int, default=120, help="of batches of 32; from scratch three times as many")
-    asked.add_argument("--teacher-steps", type=int, default=150)
-    asked.add_argument("--size", type=int, default=48, help="pixels a side that both see")
-    asked.add_argument("--to", type=Path, default=Path(tempfile.gettempdir()) / "photos")
-    given = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--images", type=int, nargs="+", default=[100, 300, 1000])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=120, help="of batches of 32; from scratch three times as many")
+    parser.add_argument("--teacher-steps", type=int, default=150)
+    parser.add_argument("--size", type=int, default=48, help="pixels a side that both see")
+    parser.add_argument("--to", type=Path, default=Path(tempfile.gettempdir()) / "photos")
+    given = parser.parse_args()
 
     import smallalign_core as sa
     from smallalign_core.export import export, verify

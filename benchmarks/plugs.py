@@ -151,15 +151,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0, help="of moments and targets")
-    asked = parser.parse_args()
-    begun, tally, draw = time.monotonic(), chaos.Tally(), random.Random(asked.seed)
+    options = parser.parse_args()
+    begun, tally, draw = time.monotonic(), chaos.Tally(), random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="plugs-") as place:
         store, other = Store(Path(place).resolve() / "models"), Store(Path(place) / "undisturbed")
         scene = Scene(store, chaos.Ordeal(store, draw, tally, Path(place) / "log.txt"), Path(place) / "server.txt")
         network = {"kind": "cnn", "width": 6, "depth": 2, "dropout": 0.2}
         spec = {"data": "digits", "network": network, "epochs": EPOCHS, "augment": ["shift", "rotate"]}
         runs: list[Run] = []
-        left = asked.kills
+        left = options.kills
         try:
             while (left or not runs) and not tally.damage:  # the more kills, the more pairs of runs
                 pair = [

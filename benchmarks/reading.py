@@ -67,11 +67,11 @@ def in_turns(files: list[Path], rounds: int) -> dict[str, float]:
     from smallalign_core.data import _guarded, _pixels
 
     cores = _guarded.cores()
-    asked = [[file, True, (SIDE, SIDE), None, False] for file in files]
+    arguments = [[file, True, (SIDE, SIDE), None, False] for file in files]
 
     def ours(most: int) -> None:
         _guarded.MOST = most
-        for made in _guarded.each(_pixels.outcome_of, asked):
+        for made in _guarded.each(_pixels.outcome_of, arguments):
             made.get()
 
     with multiprocessing.get_context("spawn").Pool(cores) as pool:
@@ -120,15 +120,15 @@ def first_step(folder: Path, store: Path) -> dict[str, float]:
 
 def main() -> None:
     """Both measurements."""
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--images", type=int, default=10_000)
-    asked.add_argument("--width", type=int, default=500)
-    asked.add_argument("--height", type=int, default=375)
-    asked.add_argument("--part", type=int, default=2000, help="images that take turns")
-    asked.add_argument("--rounds", type=int, default=4)
-    asked.add_argument("--to", type=Path)
-    asked.add_argument("--step", nargs=2, type=Path, help=argparse.SUPPRESS)
-    given = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--width", type=int, default=500)
+    parser.add_argument("--height", type=int, default=375)
+    parser.add_argument("--part", type=int, default=2000, help="images that take turns")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--to", type=Path)
+    parser.add_argument("--step", nargs=2, type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
     if given.step:
         print(json.dumps(first_step(*given.step)))
         return

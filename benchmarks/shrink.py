@@ -2,6 +2,8 @@
 
     python benchmarks/shrink.py fashion-mnist --teacher RUN --limit "97% of teacher" [--minutes 30] [--repeats 3]
     python benchmarks/shrink.py FOLDER --limit 0.95 --minutes 20 --repeats 1 --ways search
+    python benchmarks/shrink.py fashion-mnist --teacher RUN --limit "95% of teacher" --minutes 5 \\
+        --set data.images=4000 --set 'rungs=[1,3,9]'                                                    # 45 minutes
     python benchmarks/shrink.py digits --teacher digits-teacher --limit 0.8 --trials 2 --repeats 1     # a minute or two
 
 Three ways to the smallest file of enough accuracy, each with the same budget of time (or, with --trials, of trained
@@ -41,6 +43,7 @@ from smallalign_core.search._lab import Lab
 from smallalign_core.search._space import SIZES, Candidate, chain
 from smallalign_core.search._spec import SearchSpec, base_of
 from smallalign_core.service import worker
+from smallalign_core.spec import set_field
 from smallalign_core.studies import lifecycle
 from smallalign_core.studies.resolve import resolve_study
 from smallalign_core.studies.statistics import paired
@@ -139,6 +142,7 @@ def main() -> None:
     parser.add_argument("--teacher")
     parser.add_argument("--limit", required=True, help='accuracy: 0.95 or "97%% of teacher"')
     parser.add_argument("--max-kb", type=float)
+    parser.add_argument("--set", action="append", default=[], help="a field of the search, such as data.images=4000")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--trials", type=int)
     parser.add_argument("--repeats", type=int, default=3)
@@ -148,11 +152,18 @@ def main() -> None:
     worker.set_threads()
     store = Store(given.store or tempfile.mkdtemp(prefix="shrink-"))
     budget = {"trials": given.trials} if given.trials else {"seconds": 60 * given.minutes}
-    written = {"data": given.data, "teacher": given.teacher, "max_kb": given.max_kb, "budget": budget}
+    written: dict[str, Any] = {
+        "data": {"source": given.data},
+        "teacher": given.teacher,
+        "max_kb": given.max_kb,
+        "budget": budget,
+    }
+    for override in given.set:
+        written = set_field(written, override)
     rows = []
     for seed in range(given.repeats):
-        asked = search.parse_study(written | search.parse_accuracy(given.limit) | {"seed": 100_000 * seed})
-        spec = resolve_study(store, search.KIND, asked)
+        study = search.parse_study(written | search.parse_accuracy(given.limit) | {"seed": 100_000 * seed})
+        spec = resolve_study(store, search.KIND, study)
         for way in given.ways:
             row = searched(spec, store) if way == "search" else plain(way, spec, store, settled(spec, store))
             rows.append(row | {"seed": seed})

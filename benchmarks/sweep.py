@@ -58,9 +58,9 @@ def measure(alone: int, seed: int, study: dict[str, object], place: Path) -> dic
     file.write_text(yaml.safe_dump(study))
     timed("scale", file, "--queue", "--store", ours)  # what is wanted, nothing trained
     store = Store(ours)
-    (asked,) = lifecycle.listing(store)
-    lifecycle.pause(store, asked)
-    runs = asked.wanted(store)
+    (found,) = lifecycle.listing(store)
+    lifecycle.pause(store, found)
+    runs = found.wanted(store)
     chosen = random.Random(seed).sample(runs, alone)
     seconds: list[float] = []
 

@@ -36,12 +36,12 @@ ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def main() -> None:
     """Train all arms and print the table."""
-    asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--images", type=int, nargs="+", default=[50, 100, 300])
-    asked.add_argument("--seeds", type=int, default=3)
-    asked.add_argument("--steps", type=int, default=600)
-    asked.add_argument("--to", type=Path, default=Path(tempfile.gettempdir()) / "unlabeled")
-    given = asked.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs="+", default=[50, 100, 300])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--to", type=Path, default=Path(tempfile.gettempdir()) / "unlabeled")
+    given = parser.parse_args()
     teacher = sa.Store(Path(__file__).resolve().parents[1] / "models").run("digits-teacher").folder
     every = len(sa.load("digits", store=given.to).train)
     found: dict[str, list[float]] = {}

@@ -86,9 +86,10 @@ class Usual(Dataset[tuple[Tensor, int]]):
     """One PIL image at a time."""
 
     def __init__(self, images: ImageSet) -> None:
-        self.images = np.asarray(images.images[:])
+        pixels = np.asarray(images.images[:]).transpose(0, 2, 3, 1)
+        self.images = np.ascontiguousarray(pixels[..., 0] if images.shape[0] == 1 else pixels)
         self.labels = images.labels
-        height, width = self.images.shape[2:]
+        height, width = images.shape[1:]
         mean, std = channels(images)
         self.transform = transforms.Compose(
             [
@@ -104,7 +105,7 @@ class Usual(Dataset[tuple[Tensor, int]]):
         return len(self.images)
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.images[row, 0])), int(self.labels[row])
+        return self.transform(Image.fromarray(self.images[row])), int(self.labels[row])
 
 
 def usual_bodies(pair: Pair, splits: Splits) -> tuple[nn.Module, nn.Module]:
@@ -123,12 +124,22 @@ def tutorial(pair: Pair, splits: Splits, _: Path) -> Iterator[int]:
     yield from tutorial_steps(teacher, student, splits)
 
 
-def tutorial_steps(teacher: nn.Module, student: nn.Module, splits: Splits) -> Iterator[int]:
+def tutorial_steps(
+    teacher: nn.Module,
+    student: nn.Module,
+    splits: Splits,
+    *,
+    device: str = "cpu",
+    batch: int = BATCH,
+    workers: int = 0,
+) -> Iterator[int]:
     """The tutorial's loop, without end."""
     optimizer = torch.optim.SGD(student.parameters(), lr=RATE, momentum=0.9, nesterov=True)
-    batches = DataLoader(Usual(splits.train), batch_size=BATCH, shuffle=True, drop_last=True)
+    how: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": device != "cpu"}
+    batches = DataLoader(Usual(splits.train), batch_size=batch, shuffle=True, drop_last=True, **how)
     while True:
         for images, labels in batches:
+            images, labels = images.to(device), labels.to(device)
             with torch.no_grad():
                 answers = teacher(images)
             logits = student(images)
@@ -151,10 +162,16 @@ def tutorial_keeping_memory(pair: Pair, splits: Splits, folder: Path) -> Iterato
 
 def torchdistill(pair: Pair, splits: Splits, _: Path) -> Iterator[int]:
     """Matsubara's framework (2021), its box and the loop of its image classification example."""
+    yield from torchdistill_steps(*usual_bodies(pair, splits), splits)
+
+
+def torchdistill_steps(
+    teacher: nn.Module, student: nn.Module, splits: Splits, *, on: str = "cpu", batch: int = BATCH, workers: int = 0
+) -> Iterator[int]:
+    """The loop of torchdistill's example, without end."""
     from torchdistill.core.distillation import get_distillation_box
     from torchdistill.misc.log import MetricLogger, SmoothedValue
 
-    teacher, student = usual_bodies(pair, splits)
     paths = {"student_module_path": ".", "student_module_io": "output"}
     paths |= {"teacher_module_path": ".", "teacher_module_io": "output"}
     matched = {**paths, "temperature": TEMPERATURE, "alpha": 1 - WEIGHT, "reduction": "batchmean"}
@@ -164,14 +181,14 @@ def torchdistill(pair: Pair, splits: Splits, _: Path) -> Iterator[int]:
         "train_data_loader": {
             "dataset_id": "train",
             "sampler": {"class_or_func": RandomSampler, "kwargs": {}},
-            "kwargs": {"batch_size": BATCH, "num_workers": 0, "drop_last": True},
+            "kwargs": {"batch_size": batch, "num_workers": workers, "drop_last": True},
         },
         "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False},
         "student": {"forward_proc": "forward_batch_only"},
         "optimizer": {"key": "SGD", "kwargs": {"lr": RATE, "momentum": 0.9, "nesterov": True}},
         "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": terms}},
     }
-    device = torch.device("cpu")
+    device = torch.device(on)
     box = get_distillation_box(teacher, student, {"train": Usual(splits.train)}, config, device, None, False, 1)
     epoch = 0
     while True:
@@ -281,10 +298,10 @@ def ours_with_cache(pair: Pair, splits: Splits, folder: Path, batch: int = BATCH
             earlier.advance()
         held.pop_all().close()
         training = begin(precision)
-        asked = training.teacher
+        teacher = training.teacher
         for images in forever(training):
-            assert asked is not None
-            assert not asked.answered, "the cache was full"
+            assert teacher is not None
+            assert not teacher.answered, "the cache was full"
             yield images
 
 

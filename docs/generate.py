@@ -150,14 +150,14 @@ def families() -> dict[str, tuple[Any, ...]]:
 
     return {
         "Run": (spec.RunSpec,),
-        "Data": (parts.DataSpec, parts.Columns),
+        "Data": (parts.DataSpec, parts.Columns, parts.PythonReader),
         "Networks": (*parts.members(parts.Network), parts.Pruned),
         "Losses": parts.members(parts.Loss),
         "Class balance": parts.members(parts.Balance),
         "Augmentation transforms": parts.members(parts.Augment),
         "Optimizers": parts.members(parts.Optimizer),
         "Learning-rate schedules": parts.members(parts.Schedule),
-        "Imported models": (parts.Import,),
+        "Imported models": (spec.Import,),
         "Optimizer study": (optimizers.OptimizerStudySpec,),
         "Scaling study": (scaling.ScalingStudySpec, scaling.Target),
         "Budget search": (search.SearchSpec, search.Budget),

@@ -1,7 +1,8 @@
 """Screenshots of every page of the dashboard, in light and dark: `python docs/screenshots.py [PAGE...]`.
 
-It fills a store of its own with a demo run, a data quality report and two small studies, starts the dashboard over it,
-opens each page in headless Chromium and writes `docs/img/<page>-<theme>.png`. Needs what the browser tests need.
+It fills a store of its own with what these pages show (a run, a data quality report, small studies), starts the
+dashboard over it, opens each page in headless Chromium and writes `docs/img/<page>-<theme>.png`. Needs what the browser
+tests need.
 """
 
 from __future__ import annotations
@@ -81,20 +82,30 @@ def smallalign(store: Path, *arguments: str, text: str = "") -> dict[str, Any]:
     return answer
 
 
-def filled(store: Path) -> dict[str, dict[str, str]]:
-    """The address of each page that shows something finished."""
-    run = smallalign(store, "train", "FILE", text=SPEC)["id"]
-    smallalign(store, "inspect", "digits")
-    return {
+def filled(store: Path, names: list[str]) -> dict[str, dict[str, str]]:
+    """The address of each of these pages, showing something finished; made for them only."""
+    studies = {
+        "optimizers": ("optimizers", "FILE"),
+        "shrink": ("shrink", "digits", *SEARCH, *SEARCHED),
+        "scaling": ("scale", "FILE"),
+    }
+    text = {"optimizers": OPTIMIZERS, "scaling": SCALING}
+    made = {
+        name: {"study": str(smallalign(store, *line, text=text.get(name, ""))["id"])}
+        for name, line in studies.items()
+        if name in names
+    }
+    if "data" in names:
+        smallalign(store, "inspect", "digits")
+    if {"home", "runs"} & set(names):
+        made["runs"] = {"run": smallalign(store, "train", "FILE", text=SPEC)["id"]}
+    return made | {
         "data": {"data": "digits"},
         "augment": {"data": "digits", "policy": POLICY},
+        "lessons": {"lesson": "temperature", "T": "4"},
         "distil": {"data": "digits", "teacher": "digits-teacher"},
-        "runs": {"run": run},
         "compare": {"teacher": "digits-teacher", "student": "digits-student", "tab": "Overview"},
         "export": {"run": "digits-student"},
-        "optimizers": {"study": smallalign(store, "optimizers", "FILE", text=OPTIMIZERS)["id"]},
-        "shrink": {"study": smallalign(store, "shrink", "digits", *SEARCH, *SEARCHED)["id"]},
-        "scaling": {"study": smallalign(store, "scale", "FILE", text=SCALING)["id"]},
     }
 
 
@@ -121,17 +132,17 @@ def opened(flags: tuple[str, ...] = ()) -> Iterator[Any]:
 
 
 def main(names: list[str]) -> None:
-    """Write the screenshots of these pages, or of all."""
+    """Write the screenshots of these pages."""
     processes.mark()
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="sa-") as folder:
         store = Path(folder) / "models"
-        query = filled(store)
+        query = filled(store, names)
         environment = {"SMALLALIGN_STORE": str(store), "OMP_NUM_THREADS": "1"}
         with chromium.dashboard(Path(folder) / "server.log", environment=environment) as site, opened() as browser:
             for theme in THEMES:
                 context = browser.new_context(color_scheme=theme, viewport=SIZE, reduced_motion="reduce")
-                for name in names or pages():
+                for name in names:
                     page = context.new_page()
                     page.goto(f"{site}/{'' if name == 'home' else name}?{urlencode(query.get(name, {}))}")
                     for _ in range(3):  # pages run again when the browser reports its time zone and width
@@ -145,4 +156,4 @@ def main(names: list[str]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("page", nargs="*", help="names such as data or compare; all without")
-    main(parser.parse_args().page)
+    main(parser.parse_args().page or pages())

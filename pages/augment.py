@@ -1,4 +1,4 @@
-"""Augmentation: build a policy, preview it on real images, check label preservation, export it."""
+"""Augmentation: build a policy; preview it on real images, check label preservation, measure its effect, export it."""
 
 import secrets
 
@@ -6,12 +6,12 @@ import streamlit as st
 
 from pages.ui.ablation import panel
 from pages.ui.app import context
-from pages.ui.augment import augmented_images, label_preservation, policy
-from pages.ui.distill import teacher_check
+from pages.ui.augment import label_preservation, policy, preview
+from pages.ui.distill import python_file, teacher_check
 from pages.ui.studies import student_form
-from pages.ui.widgets import image_grid, url_state
-from smallalign_core.service.requests import AugmentBatch, AugmentImages, CheckLabels
-from smallalign_core.spec import parse_policy
+from pages.ui.widgets import url_state
+from smallalign_core.service.requests import AugmentBatch, CheckLabels
+from smallalign_core.spec import Policy, parse_policy
 
 
 def shuffle() -> None:
@@ -38,6 +38,7 @@ with left:
     )
     parts = policy.build()
     policy.saved(store, key=policy.KEY, parts=parts)
+    used = st.container()
 
 with right:
     strength = url_state.pick_number(
@@ -62,65 +63,44 @@ with right:
             )
         }
         st.button("Shuffle", icon=":material/casino:", on_click=shuffle, help="Draw another random seed.")
-    rows, own = None, None
-    with st.container(horizontal=True, vertical_alignment="center"):
-        mine = st.segmented_control(
-            "Images", ["Dataset", "Upload"], default="Dataset", required=True, label_visibility="collapsed", key="mine"
-        )
-        if mine == "Dataset":
-            splits = image_grid.splits(facts.spec, store)
-            rows = augmented_images.choose(splits.train, facts.fingerprint)
-    with context.show_errors():
-        own = augmented_images.drop(shape) if rows is None else None
     if not parts:
         st.info("The policy is empty: training would use the original images. Add a transform.")
         st.stop()
-    fine = False
+    busy = st.container(key="busy", height=28, border=False)  # nothing moves when a spinner comes and goes
+    carried = None
     with policy.checked():
-        checked, data = parse_policy(parts), facts.spec
+        checked = python_file.allow(Policy(augment=parse_policy(parts))).augment
         epoch, seed, batch = numbers["epoch"], numbers["seed"], numbers["batch"]
-        if rows or own:
-            grid = AugmentImages(
-                checked,
-                data,
-                strength=strength,
-                seed=seed,
-                batch=batch,
-                rows=None if rows is None else tuple(rows),
-                own=own,
-                draws=augmented_images.fitting(shape)[1],
-                first=epoch - 1,
-            )
-            augmented_images.draw(grid, teacher, store)
-        fine = True
-if not fine:
-    st.stop()
+        first = AugmentBatch(checked, facts.spec, strength=strength, seed=seed, batch=batch, epoch=epoch - 1)
+        with busy:  # a policy that cannot work on these images is one message, whichever tab is open
+            carried = policy.at(first)
+    if carried is None:
+        st.stop()
+    tabs = url_state.tabs(["Preview", "Label preservation", "Ablation", "Export"], key="tab")
 
-st.subheader(f"Training batch preview, epoch {epoch}", anchor=False)
-first = AugmentBatch(checked, data, strength=strength, seed=seed, batch=batch, epoch=epoch - 1)
-augmented_images.epoch(first, store)
-st.caption(
-    f"Original and augmented image of each pair. A run with seed {seed} and batch size {batch} trains on exactly these "
-    f"pixels, in this order, at the start of epoch {epoch}; teacher and student receive the same augmented images."
-)
-st.subheader("Label preservation", anchor=False)
-risk = st.container()  # filled last: nothing else on the page waits for it
+with used:
+    policy.use(first, carried, teacher)
 
-st.subheader("Export policy", anchor=False)
-carried = policy.take_along(first, teacher)
+if tabs["Preview"].open:
+    with tabs["Preview"], policy.checked():
+        preview.show(first, facts, teacher, store, busy=busy)
 
-measured = st.container()
+if tabs["Label preservation"].open:
+    with tabs["Label preservation"], context.show_errors():
+        if teacher is None:
+            st.info("No teacher selected. Choose one, or train one on this dataset first.")
+            st.page_link("distil.py", label="Train a teacher", icon=":material/science:", query_params={"data": source})
+        else:
+            request = CheckLabels(first.policy, facts.spec, teacher.id, strength=strength, seed=seed)
+            label_preservation.panel(request, teacher, looked_at=sum(facts.counts["val"].values()), store=store)
 
-with risk, context.show_errors():
-    if teacher is None:
-        st.info("No teacher selected. Choose one above, or train one on this dataset first.")
-        st.page_link("distil.py", label="Train a teacher", icon=":material/science:", query_params={"data": source})
-    else:
-        limit = label_preservation.limit()
-        asked = CheckLabels(checked, data, teacher.id, strength=strength, seed=seed, limit=limit)
-        label_preservation.panel(asked, teacher, looked_at=sum(facts.counts["val"].values()), store=store)
+if tabs["Ablation"].open:
+    with tabs["Ablation"], context.show_errors():
+        pupil = student_form.form(facts, store, key="student")
+        panel.panel(
+            pupil | {"augment": policy.plain(carried), "batch": batch, "seed": seed}, "augment", store, key="worth"
+        )
 
-with measured, context.show_errors():
-    st.subheader("Ablation: with vs. without augmentation", anchor=False)
-    pupil = student_form.form(facts, store, key="student")
-    panel.panel(pupil | {"augment": carried, "batch": batch, "seed": seed}, "augment", store, key="worth")
+if tabs["Export"].open:
+    with tabs["Export"]:
+        policy.export(first, carried, teacher)

@@ -1,11 +1,10 @@
 """Data: contents of a dataset, its splits, its quality, and its images."""
 
-import numpy as np
 import streamlit as st
 
-from pages.ui.app import context
+from pages.ui.app import context, keys
 from pages.ui.charts import basic
-from pages.ui.data import quality, uploading
+from pages.ui.data import listing, quality, uploading
 from pages.ui.widgets import formatting, image_grid, url_state
 
 PER_PAGE = 60
@@ -65,14 +64,28 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         bind="query-params",
     )
     only = st.selectbox("Class", ["All classes", *facts.counts["train"]], key="class", bind="query-params", width=220)
-images = getattr(splits, str(split))
-rows = np.arange(len(images)) if only == "All classes" else np.flatnonzero(images.labels == facts.classes.index(only))
+    images = getattr(splits, str(split))
+    if st.session_state.get(keys.FILES_OF, source) != source:
+        url_state.clear("file")
+    st.session_state[keys.FILES_OF] = source
+    named = (
+        url_state.pick_text("File name", key="file", placeholder="Part of a path", width=220)
+        if images.paths is not None
+        else ""
+    )
+rows = listing.rows(images, None if only == "All classes" else facts.classes.index(only), named)
 pages = max(1, -(-len(rows) // PER_PAGE))
 page = url_state.pick_page(pages)
 shown = rows[(page - 1) * PER_PAGE : page * PER_PAGE]
 if len(shown):
-    image_grid.gallery(images.take(shown))
-    st.caption(f"Images {(page - 1) * PER_PAGE + 1:,} to {(page - 1) * PER_PAGE + len(shown):,} of {len(rows):,}.")
+    image_grid.gallery(images, SPLITS[str(split)], shown, key="images")
+    st.caption(
+        f"Images {(page - 1) * PER_PAGE + 1:,} to {(page - 1) * PER_PAGE + len(shown):,} of {len(rows):,}"
+        + (", classes in turn. " if only == "All classes" else ". ")
+        + "Select an image to enlarge it."
+    )
+elif named:
+    st.caption("No file name contains this text.")
 else:
     st.caption("This split has no images of the selected class.")
 st.page_link("augment.py", label="Preview augmentation", icon=":material/auto_fix_high:", query_params={"data": source})

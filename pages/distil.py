@@ -5,26 +5,18 @@ import streamlit as st
 from pages.ui.app import context, keys
 from pages.ui.augment import policy
 from pages.ui.data import quality
-from pages.ui.distill import python_file, spec_summary, teacher_check
-from pages.ui.widgets import formatting, forms, url_state
-from smallalign_core.spec import Cnn, DataSpec, Network, RunSpec, loss_kinds, members, parse, usual_schedule
+from pages.ui.distill import draft, python_file, spec_summary, teacher_check
+from pages.ui.widgets import formatting, forms, run_table, url_state
+from smallalign_core.spec import Cnn, DataSpec, Embedding, Network, RunSpec, loss_kinds, members, parse, usual_schedule
 
 ESSENTIAL = ("epochs", "batch", "seed")
 HERE = ("data", "teacher", "network", "loss", "augment", "start", *ESSENTIAL)
 KEY = "spec"
+EMBEDDING = "embedding"
 
 store = context.store()
 st.title("Distill")
-if like := st.query_params.get("like"):  # a run's spec fills the form once, then the URL is cleared
-    spec = store.run(like).spec
-    forms.fill(spec.model_dump(mode="json", exclude={"data": {"fingerprint"}, "teacher": True}), key=KEY)
-    st.session_state[f"{KEY}.data.source"] = None
-    st.query_params.clear()
-    st.session_state.pop(url_state.own("teacher-seen"), None)  # the URL sets it again
-    st.query_params["teacher"], *st.session_state[keys.MORE_TEACHERS] = spec.teachers or (url_state.NONE,)
-    st.query_params["start"] = spec.start or url_state.NONE
-    st.session_state[keys.DATA] = spec.data.source
-    url_state.read_as(spec.data)
+draft.receive(store, KEY)
 policy.receive(KEY)
 quality.receive(store, KEY)
 
@@ -43,10 +35,12 @@ with form:
         facts,
         none="None (labels only)",
         help=RunSpec.model_fields["teacher"].description,
+        of_features=True,
     )
-    several = (teacher.id, *teacher_check.more(fitting, teacher)) if teacher else ()
+    alone = teacher is not None and (teacher.headless or st.session_state.get(f"{KEY}.loss.kind") == EMBEDDING)
+    several = (teacher.id, *(() if alone else teacher_check.more(fitting, teacher))) if teacher else ()
     if not fitting:
-        st.caption("No trained model has these classes yet. Train a larger network first and use it as the teacher.")
+        teacher_check.offer_pretrained(KEY)
     network = forms.choice(
         "Student architecture" if teacher else "Architecture",
         forms.offered(members(Network)),
@@ -55,11 +49,14 @@ with form:
     )
     loss = forms.choice(
         "Loss",
-        forms.offered(loss_kinds(taught=teacher is not None)),
+        forms.offered([Embedding] if teacher and teacher.headless else loss_kinds(taught=teacher is not None)),
         key=f"{KEY}.loss",
         help=RunSpec.model_fields["loss"].description,
     )
+    if loss["kind"] == EMBEDDING:
+        st.caption(teacher_check.PRETRAINING)
     essentials = forms.part(RunSpec, key=KEY, only=ESSENTIAL)
+    divided = forms.part(DataSpec, key=f"{KEY}.data", only=("size", "images"))
     carried = len(st.session_state.get(f"{KEY}.augment.rows", ()))
     with st.expander(f"Augmentation: {carried or 'no'} transform{'' if carried == 1 else 's'}", expanded=carried > 0):
         augment = forms.part(RunSpec, key=KEY, only=("augment",))
@@ -75,18 +72,23 @@ with form:
         settled = usual_schedule(more["optimizer"])
         if settled:
             st.caption(f"This optimizer uses a {settled.kind} learning-rate schedule.")
-        hidden = (*HERE, "optimizer", *(["schedule"] if settled else []), *([] if teacher else ["shuffled", "answers"]))
+        hidden = (
+            *HERE,
+            "optimizer",
+            *(["schedule"] if settled else []),
+            *([] if teacher else ["shuffled", "answers", "top"]),
+        )
         more |= forms.part(RunSpec, key=KEY, without=hidden)
         begun = url_state.pick_row(
             "Initial weights",
-            [row for row in fitting if not row.imported],
+            [row for row in (*fitting, *run_table.headless(store)) if not row.imported],
             key="start",
             none="None (random initialization)",
             help=RunSpec.model_fields["start"].description,
         )
     cleaned = bool(st.session_state.get(f"{KEY}.data.decisions"))
-    with st.expander("Data: splits, input size, cleaning", expanded=cleaned):
-        divided = forms.part(DataSpec, key=f"{KEY}.data", without=("source", *url_state.READING))
+    with st.expander("Data: splits, cleaning", expanded=cleaned):
+        divided |= forms.part(DataSpec, key=f"{KEY}.data", without=("source", "reader", *divided, *url_state.READING))
 
 with side:
     st.subheader("Start")
@@ -103,7 +105,8 @@ with side:
         | more
     )
     python_file.allow(spec)
-    asked = spec.model_dump_json()
+    draft.keep(spec)
+    written = spec.model_dump_json()
     beside = bool(teacher_check.beside_it(spec)) and st.toggle(
         "Also train baselines",
         key="controls",
@@ -116,29 +119,29 @@ with side:
             answer = teacher_check.start(spec, controls=beside)
             if not answer.known or answer.state in ("queued", "running"):
                 st.switch_page("runs.py", query_params={"run": answer.id})
-            st.session_state[keys.KNOWN_RUN] = (asked, answer)
+            st.session_state[keys.KNOWN_RUN] = (written, answer)
     known_for, known = st.session_state.get(keys.KNOWN_RUN, ("", None))
-    if known and known_for == asked:
+    if known and known_for == written:
         st.info(
             f"A run with this spec already exists (state: {known.state}); identical specs reuse the cached run. "
             "Open it, or change the seed to train again."
         )
         st.page_link("runs.py", label="Open run", icon=":material/open_in_new:", query_params={"run": known.id})
     costs = st.container()
-    if teacher:
+    if teacher and loss["kind"] != EMBEDDING:
         teacher_check.preflight(teacher, {**facts.reading, **divided}, loss_key=f"{KEY}.loss")
     st.markdown("**Equivalent command line**")
     spec_summary.command(spec, store)
     with costs:  # requested last: nothing else on the page waits for it
         cost = spec_summary.estimate(spec)
-        spec_summary.costs(cost)
+        spec_summary.costs(cost, [spec_summary.estimate(one) for one in teacher_check.beside_it(spec) if beside])
         teacher_check.seen(cost, teacher)
         if cost.cache_bytes:
             st.caption(
-                f"Teacher logits cache: {formatting.size(cost.cache_bytes)}, {cost.cache_ready:.0%} filled.",
+                f"Teacher cache: {formatting.size(cost.cache_bytes)}, {cost.cache_ready:.0%} filled.",
                 help="Filled during training. Other students, losses and optimizers with the same images, "
                 "augmentation, batch size and seed reuse it. Can be deleted at any time.",
             )
-        if cost.state and known_for != asked:
+        if cost.state and known_for != written:
             st.caption(f"A run with this spec already exists (state: {cost.state}).")
             st.page_link("runs.py", label="Open run", icon=":material/open_in_new:", query_params={"run": cost.id})

@@ -1,11 +1,11 @@
-"""Export: a run as one ONNX file in three precisions, the parity check against PyTorch, and the downloads."""
+"""Export: a run as one ONNX file in three precisions or for another runtime, the parity check, and the downloads."""
 
 import streamlit as st
 
 from pages.ui.app import context
-from pages.ui.export import panel
+from pages.ui.export import panel, target_panel
 from pages.ui.widgets import formatting, run_table, url_state
-from smallalign_core.spec.precision import AUTOMATIC, CALIBRATED
+from smallalign_core.spec.target import TARGETS
 
 store = context.store()
 st.title("Export")
@@ -18,14 +18,20 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     row = url_state.pick_row(
         "Run", [*(r for r in found if not r.imported), *(r for r in found if r.imported)], key="run"
     )
-    precision = url_state.pick("Precision", panel.PRECISIONS, key="precision")
+    runtime = url_state.pick("Runtime", target_panel.RUNTIMES, key="runtime")
+    precision = "fp32"
+    if runtime not in TARGETS:
+        precision = url_state.pick("Precision", panel.PRECISIONS, key="precision")
 if row is None:
     st.stop()
 if row.imported:
     panel.explain_import(row)
     st.stop()
+if runtime in TARGETS:
+    target_panel.show(row, store, TARGETS[runtime])
+    st.stop()
 
-how = panel.quantization() if precision in CALIBRATED else AUTOMATIC
+how = panel.options(precision)
 reports = panel.bundles(row.id, store, how)
 panel.sizes(reports, precision)
 report = reports[precision]
@@ -34,6 +40,7 @@ if isinstance(report, str):
     st.stop()
 panel.flag(report)
 panel.quantized(report)
+panel.accepted(report)
 
 st.subheader("Download")
 panel.downloads(row, report)

@@ -40,6 +40,12 @@ page = st.navigation(
                 icon=":material/auto_fix_high:",
                 help="Build an augmentation policy, preview it and check label preservation.",
             ),
+            st.Page(
+                "lessons.py",
+                title="Lessons",
+                icon=":material/school:",
+                help="One question and one control each, computed live.",
+            ),
         ],
         "Train": [
             st.Page(

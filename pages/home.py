@@ -3,7 +3,8 @@
 import streamlit as st
 
 from pages.ui.app import context
-from pages.ui.widgets import formatting, run_table
+from pages.ui.home import recent
+from pages.ui.widgets import run_table
 from smallalign_core.errors import UnknownRun
 from smallalign_core.service.requests import Submit
 from smallalign_core.spec import title
@@ -59,17 +60,7 @@ else:
 
 left, right = st.columns([3, 2], gap="large")
 with left:
-    st.subheader("Recent runs")
-    if not mine:
-        st.caption("No runs yet. The demo above starts the first one.")
-    for row in mine[:4]:
-        colour, icon = formatting.STATES[row.state]
-        with st.container(border=True, gap=None):
-            st.page_link("runs.py", label=row.title, icon=icon, query_params={"run": row.name})
-            scored = f"{formatting.percent(row.accuracy)} test accuracy · " if row.accuracy is not None else ""
-            st.markdown(f":{colour}-badge[{row.state}] :small[{scored}{formatting.ago(row.created)}]")
-    if len(mine) > 4:
-        st.page_link("runs.py", label=f"All {len(mine)} runs", icon=":material/list_alt:")
+    recent.draw(store)
 
 with right:
     st.subheader("Get started")

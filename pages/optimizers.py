@@ -3,7 +3,7 @@
 import streamlit as st
 
 from pages.ui.app import context
-from pages.ui.studies import student_form, study_list
+from pages.ui.studies import student_form, study_form, study_list
 from pages.ui.studies.optimizers import optimizer_picker, setup_form
 from pages.ui.studies.optimizers.view import VIEW
 from pages.ui.widgets import url_state
@@ -32,4 +32,6 @@ with form:
     amount = setup_form.effort()
 with side, context.show_errors():
     st.subheader("Start", anchor=False)
+    compared = max(1, len(tuned) + len(fixed) - 1)  # with the reference, AdamW
+    study_form.power(facts.fingerprint, store, seeds=amount["seeds"], tests=compared)
     setup_form.begin(student | {"optimizers": tuned, "hands_off": fixed} | amount, store)

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from pages.ui.app import context
-from pages.ui.studies import study_list
+from pages.ui.studies import study_form, study_list
 from pages.ui.studies.scaling import setup_form
 from pages.ui.studies.scaling.view import VIEW
 from pages.ui.widgets import url_state
@@ -26,7 +26,8 @@ with form:
     if facts is None:
         st.info("No dataset selected. Choose one, or enter the path of a folder with one sub-folder per class.")
         st.stop()
-    asked = setup_form.form(source, facts, store)
+    spec = setup_form.form(source, facts, store)
 with side, context.show_errors():
     st.subheader("Start", anchor=False)
-    setup_form.begin(asked)
+    study_form.power(facts.fingerprint, store, seeds=spec["replicates"], tests=max(1, len(spec["recipes"]) - 1))
+    setup_form.begin(spec)

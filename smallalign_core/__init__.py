@@ -64,10 +64,12 @@ def load(source: str | Mapping[str, Any], *, store: Path | str | None = None) ->
         BadData: the source cannot be used; the message gives the reason.
     """
     from smallalign_core import data
+    from smallalign_core.runs import python_files
     from smallalign_core.runs.store import Store
     from smallalign_core.spec import parse_data
 
-    return data.load(parse_data(source), Store(store).data_cache)
+    place = Store(store)
+    return data.load(python_files.filled(parse_data(source), place.user), place.data_cache)
 
 
 def fit(

@@ -101,12 +101,13 @@ def logits_of(
     import torch
 
     from smallalign_core.system.batching import in_batches
+    from smallalign_core.system.device import to_device
 
     was_training = classifier.training
     classifier.eval()
     found = []
     for start in range(0, len(images), batch):
-        part = torch.from_numpy(np.ascontiguousarray(images.images[start : start + batch])).to(device)
+        part = to_device(np.ascontiguousarray(images.images[start : start + batch]), torch.device(device))
         found.append(in_batches(classifier, part).float().cpu().numpy())
     classifier.train(was_training)
     return np.concatenate(found)

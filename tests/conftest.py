@@ -44,7 +44,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 USER_FILE = ROOT / "tests" / "fixtures" / "user" / "net.py"
 """A network and a loss as users write them; tests may run it."""
-usercode.trust_here(usercode.read(USER_FILE)[1])
+USER_AUGMENT = USER_FILE.with_name("aug.py")
+"""A transform, in the same way."""
+for _file in (USER_FILE, USER_AUGMENT):
+    usercode.trust_here(usercode.read(_file)[1])
 settings.register_profile("smallalign", deadline=None)  # how long an example takes depends on the machine
 settings.load_profile("smallalign")
 
@@ -105,7 +108,7 @@ def no_process_left() -> Iterator[None]:
     """What a file starts ends with it."""
     yield
     left = processes.family_of(os.environ[processes.MARK])
-    _, left = psutil.wait_procs(left, processes.PATIENCE)  # what was told to end may need a moment
+    _, left = psutil.wait_procs(left, processes.LIMIT)  # what was told to end may need a minute on a busy machine
     names = [" ".join(process.cmdline()) for process in left if process.is_running()]
     processes.end(*left)
     assert not names, "these processes were left running"
@@ -263,7 +266,7 @@ def desk_here(components: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     The desk answers in this process, over the same lines; another one would import torch.
     """
 
-    def exchange(asking: BackendClient, question: str, _asked: object, _timeout: float) -> str:
+    def exchange(asking: BackendClient, question: str, _request: object, _timeout: float) -> str:
         answered = io.StringIO()
         backend.serve(asking.store, io.StringIO(question), answered)
         return answered.getvalue()

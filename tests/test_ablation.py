@@ -306,11 +306,11 @@ def test_policies_share_their_control(store: Store) -> None:
 
 
 def test_the_desk_reports_and_starts(store: Store) -> None:
-    asked = Ablate(tiny(augment=POLICY), "augment", 2)
+    request = Ablate(tiny(augment=POLICY), "augment", 2)
 
-    first = handlers.ablate(store, asked).report
+    first = handlers.ablate(store, request).report
     assert (first.missing, store.runs()) == (4, [])
-    second = handlers.ablate(store, replace(asked, start=True))
+    second = handlers.ablate(store, replace(request, start=True))
 
     assert (second.report.running, len(store.queue())) == (2, 4)
     assert second.spec.data.fingerprint

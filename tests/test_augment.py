@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import USER_AUGMENT
 from hypothesis import given, settings, strategies as st
 from test_views import pictures as noise_pictures
 from torchvision.transforms.v2 import functional as reference
@@ -24,7 +25,8 @@ from smallalign_core.training import losses
 KINDS = choices(Augment)
 MIXING = ("mixup", "cutmix")
 ALONE = [kind for kind in KINDS if kind not in MIXING]
-FULL: dict[str, dict[str, Any]] = {"colour": {"saturation": 0.4, "hue": 0.1}, "crop": {"fill": "mirror"}}
+OWN = {"python": {"file": str(USER_AUGMENT)}}
+FULL: dict[str, dict[str, Any]] = {"colour": {"saturation": 0.4, "hue": 0.1}, "crop": {"fill": "mirror"}, **OWN}
 EVERYTHING = parse_policy([{"kind": kind, **FULL.get(kind, {})} for kind in ALONE[:16]])
 SIZE = (18, 17)
 
@@ -125,7 +127,7 @@ def test_the_given_images_are_not_written_to(kind: str) -> None:
 @pytest.mark.parametrize("kind", ALONE)
 def test_grey_images_work_where_colour_is_not_needed(kind: str) -> None:
     images = pictures(20, (1, 17, 17))
-    found = look(images, parse_policy([{"kind": kind}]))
+    found = look(images, parse_policy([{"kind": kind, **OWN.get(kind, {})}]))
     assert found.shape == images.images.shape
 
 
@@ -465,14 +467,15 @@ def test_policies_round_trip_as_yaml() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_code_runs_and_does_the_same_kind_of_thing(kind: str) -> None:
+def test_the_code_runs_and_does_the_same_kind_of_thing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(USER_AUGMENT.parent))
     policy = policy_of(kind, probability=1) if kind in MIXING else policy_of(kind)
     place: dict[str, Any] = {}
     exec(as_code(policy, size=SIZE, classes=4), place)  # noqa: S102  # the text is ours
     torch.manual_seed(0)
     images = torch.from_numpy(pictures(8, (3, *SIZE)).images)
     found = torch.stack([place["augment"](image) for image in images])
-    assert found.dtype == torch.uint8
+    assert found.dtype == (torch.float32 if kind == "python" else torch.uint8)
     assert found.shape == images.shape
     if kind in MIXING:
         mixed, labels = place["mix"](images, torch.arange(8) % 4)
@@ -498,6 +501,6 @@ def test_a_contact_sheet_is_a_picture() -> None:
     assert picture.size == (3 * 64 + 2 * 2, 2 * 64 + 2)
     assert picture.getpixel((0, 0)) == tuple(images[0, 0, :, 0, 0])
     assert picture.getpixel((195, 129)) == tuple(images[1, 2, :, 7, 7])
-    assert len(members(Augment)) == len(KINDS) == 19
+    assert len(members(Augment)) == len(KINDS) == 20
     assert Colour().hue == 0
     assert _parts.blur_radius(Blur(sigma=1)) == 3

@@ -78,15 +78,15 @@ def test_mixed_views_in_the_grid_are_training_s_too(digits: Splits) -> None:
 
 @pytest.mark.slow
 def test_the_risk_comes_in_steps_and_is_the_same() -> None:
-    asked = CheckLabels(parse_policy([{"kind": "rotate", "degrees": 31}]), DIGITS, "digits-teacher")
+    request = CheckLabels(parse_policy([{"kind": "rotate", "degrees": 31}]), DIGITS, "digits-teacher")
     shares = []
-    while (answer := augmentation_api.risk(ZOO, replace(asked, patience=0))).report is None:
+    while (answer := augmentation_api.risk(ZOO, replace(request, patience=0))).report is None:
         shares.append(answer.done)
     assert len(shares) > 10
     assert shares == sorted(shares)
 
     augmentation_api._checks.clear()
-    again = augmentation_api.risk(ZOO, asked)
+    again = augmentation_api.risk(ZOO, request)
 
     assert again == answer
     assert again.report.changed.array().shape[:2] == (augmentation_api.PICTURED, 2)
@@ -120,7 +120,7 @@ def test_more_visitors_than_places_all_get_their_risk(monkeypatch: pytest.Monkey
         "__init__",
         lambda self, *given, **more: (judges.append(1), prepare(self, *given, **more))[1],
     )
-    asked = CheckLabels(parse_policy([{"kind": "rotate", "degrees": 33}]), DIGITS, "digits-teacher")
+    request = CheckLabels(parse_policy([{"kind": "rotate", "degrees": 33}]), DIGITS, "digits-teacher")
     waiting = list(range(2 * max(augmentation_api.KEPT, resumable.KEPT) + 1))
     shares: dict[int, list[float]] = {seed: [] for seed in waiting}
     found: dict[int, Any] = {}
@@ -129,7 +129,7 @@ def test_more_visitors_than_places_all_get_their_risk(monkeypatch: pytest.Monkey
         rounds += 1
         assert rounds < 1000, f"never answered: seeds {waiting}"
         for seed in list(waiting):
-            answer = augmentation_api.risk(ZOO, replace(asked, seed=seed, patience=0))
+            answer = augmentation_api.risk(ZOO, replace(request, seed=seed, patience=0))
             shares[seed].append(answer.done)
             if answer.report is not None:
                 found[seed] = answer
@@ -138,15 +138,15 @@ def test_more_visitors_than_places_all_get_their_risk(monkeypatch: pytest.Monkey
     assert len(found) == len(judges), "nobody's teacher was opened twice"
     assert all(one == sorted(one) for one in shares.values()), "no progress was lost"
     assert len(augmentation_api._checks) <= augmentation_api.KEPT
-    assert found[0] == augmentation_api.risk(ZOO, asked), "the answer of one who is alone"
+    assert found[0] == augmentation_api.risk(ZOO, request), "the answer of one who is alone"
     assert found[0].report != found[1].report
 
 
 @pytest.mark.slow
 def test_the_curve_stays_where_it_is_when_the_strength_moves() -> None:
-    asked = CheckLabels(parse_policy([{"kind": "rotate", "degrees": 30}]), DIGITS, "digits-teacher")
+    request = CheckLabels(parse_policy([{"kind": "rotate", "degrees": 30}]), DIGITS, "digits-teacher")
     one, half, nothing = (
-        augmentation_api.risk(ZOO, replace(asked, strength=strength)).report.report for strength in (1, 0.6, 0)
+        augmentation_api.risk(ZOO, replace(request, strength=strength)).report.report for strength in (1, 0.6, 0)
     )
 
     assert half.whole.strength == half.strength == 0.6
@@ -168,14 +168,14 @@ def test_an_image_of_ones_own_takes_the_size_and_colours_of_the_data(digits: Spl
     assert image[0, :, 0].max() == 0
     assert (image[0, :, 7] == 76).all(), "red as grey (ITU-R 601)"
     for policy in (["flip"], [{"kind": "mixup", "probability": 1}]):
-        asked = AugmentImages(parse_policy(policy), DIGITS, own=Pixels.of(image), draws=4, teacher="digits-teacher")
-        found = augmentation_api.views(ZOO, asked)
+        request = AugmentImages(parse_policy(policy), DIGITS, own=Pixels.of(image), draws=4, teacher="digits-teacher")
+        found = augmentation_api.views(ZOO, request)
         assert np.array_equal(found.images.array()[0, 0], image)
         assert found.labels == (None,)
         assert found.said is not None
         assert len(found.said[0]) == 5
-    asked = AugmentImages(FLIP, DIGITS, own=Pixels.of(image), draws=8)
-    flipped = augmentation_api.views(ZOO, asked).images.array()[0]
+    request = AugmentImages(FLIP, DIGITS, own=Pixels.of(image), draws=8)
+    flipped = augmentation_api.views(ZOO, request).images.array()[0]
     assert {image.tobytes(), image[..., ::-1].tobytes()} == {one.tobytes() for one in flipped}
     with pytest.raises(BadInput, match="size"):
         augmentation_api.views(ZOO, AugmentImages(FLIP, DIGITS, own=Pixels.of(np.zeros((3, 8, 8), np.uint8))))

@@ -91,13 +91,13 @@ class Office:
     def _serve(self, line: socket.socket, number: int) -> None:
         with contextlib.suppress(OSError), line, line.makefile("r") as questions, line.makefile("w") as answers:
             for text in questions:
-                asked = json.loads(text)
-                name = asked["values"]["name"]
+                message = json.loads(text)
+                name = message["values"]["name"]
                 self.heard.append((number, name))
                 self.begun.setdefault(name, threading.Event()).set()
-                if asked["verb"] == "Wait":
+                if message["verb"] == "Wait":
                     assert self.gates.setdefault(name, threading.Event()).wait(PATIENT)
-                share = asked["values"].get("share", 1.0)
+                share = message["values"].get("share", 1.0)
                 reply: dict[str, Any] = {"ok": {"done": share, "by": number, "name": name}}
                 with contextlib.suppress(OSError, ValueError):
                     answers.write(json.dumps(reply | ({"unfinished": True} if share < 1 else {})) + "\n")
@@ -188,7 +188,7 @@ def test_where_all_are_busy_turns_are_in_order_of_arrival(office: Office, asking
 
 def test_equal_questions_at_the_same_time_are_answered_once(office: Office, asking: BackendClient) -> None:
     """A class that opens the same new dataset takes one process, not all."""
-    asked: list[str] = []
+    calls: list[str] = []
 
     def inspect() -> Any:
         return asking.call(Same("same"))
@@ -196,7 +196,7 @@ def test_equal_questions_at_the_same_time_are_answered_once(office: Office, aski
     serve = Office._serve
 
     def slow(self: Office, line: socket.socket, number: int) -> None:
-        asked.append("process")
+        calls.append("process")
         assert self.gates.setdefault("same", threading.Event()).wait(PATIENT)
         serve(self, line, number)
 

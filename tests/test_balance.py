@@ -227,14 +227,14 @@ POLICIES: dict[str, dict[str, Any]] = {
 def test_sampled_training_ends_alike_whatever_is_cached_and_where_it_stopped(policy: Any, lesson: Lesson) -> None:
     spec = spec_of(epochs=4, balance="sampling", **policy)
     cold = lesson.train(spec)
-    asked = lesson.answered
+    answered = lesson.answered
     warm = lesson.train(spec)
     assert weights(warm) == weights(cold)
-    assert (asked > 0, lesson.answered, lesson.said) == (True, 0, [])
+    assert (answered > 0, lesson.answered, lesson.said) == (True, 0, [])
     half = lesson.train(spec, stop=cold.steps // 2)
     assert weights(lesson.train(spec, state=half.students[0].state() | {"step": half.step})) == weights(cold)
     if not policy:  # an image without augmentation has its logits once, and they are shared with runs without sampling
-        assert asked <= len(lesson.digits.train) + spec.batch + len(lesson.digits.val) + 10
+        assert answered <= len(lesson.digits.train) + spec.batch + len(lesson.digits.val) + 10
         lesson.train(spec_of(epochs=4))
         assert lesson.answered == 0
 

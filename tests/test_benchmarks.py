@@ -288,8 +288,8 @@ def _remembered(
 def test_the_browser_benchmark_prints_times_and_ratios() -> None:
     if chromium.executable() is None or not PACKAGES.installed():
         pytest.skip("no Chromium, or the browser parts are not installed")
-    asked = ["--rounds", "1", "--threads", "1", "--only", "digits-student"]
-    code, text = printed("benchmarks/browser.py", *asked)
+    options = ["--rounds", "1", "--threads", "1", "--only", "digits-student"]
+    code, text = printed("benchmarks/browser.py", *options)
     assert code == 0, text
     _, row, slowest, ratio = text.splitlines()
     seconds, web, here, times = (float(row.split()[at]) for at in (3, 5, 7, 9))
@@ -320,3 +320,21 @@ def test_lockstep_notices_other_weights(digits: Splits, monkeypatch: pytest.Monk
     monkeypatch.setattr(lockstep, "trained", drifting)
     with pytest.raises(AssertionError, match="not the same weights"):
         lockstep.ratio([tiny(), tiny()], digits, lambda: None, 1, 1)
+
+
+# --- benchmarks/gpu.py ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_reports_each_section(tmp_path: Path) -> None:
+    """A rehearsal on the CPU: a figure of each section, or why there is none; a table and the same rows as JSON."""
+    options = ("--device", "cpu", "--only", "machine", "augment", "--seconds", "120", "--to", tmp_path / "rows.json")
+    code, text = printed("-m", "benchmarks.gpu", *map(str, options))
+    assert code == 0, text
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert text.splitlines()[-1].startswith(f"{len(rows)} measured or passed, 0 skipped")
+    found = {(row["section"], row["name"]): row for row in rows}
+    assert found["machine", "device"]["value"] == "cpu"
+    assert found["augment", "ours, each image its own"]["value"] > 0
+    assert {row["section"] for row in rows} == {"machine", "augment"}
+    assert "| augment | ours, each image its own |" in text

@@ -123,7 +123,7 @@ def test_the_report_stands_alone(site: str, browser: Browser, tmp_path: Path) ->
         read.on("console", lambda said, told=told: told.append(said.text))
         read.on(
             "request",
-            lambda asked, told=told: None if asked.url.startswith(("file:", "data:")) else told.append(asked.url),
+            lambda request, told=told: None if request.url.startswith(("file:", "data:")) else told.append(request.url),
         )
         read.goto(f"file://{tmp_path / 'report.html'}")
         expect(read.get_by_text("Inherited errors")).to_be_visible()

@@ -77,7 +77,8 @@ def page(browser: Browser, site: str) -> Iterator[Page]:
     opened = browser.new_page(viewport={"width": 1000, "height": 800})
     outside: list[str] = []
     opened.on(
-        "request", lambda asked: None if asked.url.startswith((site, "data:", "blob:")) else outside.append(asked.url)
+        "request",
+        lambda request: None if request.url.startswith((site, "data:", "blob:")) else outside.append(request.url),
     )
     said: list[str] = []
     opened.on("console", lambda line: said.append(line.text) if line.type == "error" else None)
@@ -94,9 +95,9 @@ def answers(page: Page) -> list[tuple[str, str]]:
     return [(row.locator(".class").inner_text(), row.locator(".share").inner_text()) for row in rows]
 
 
-def digit(to: Path, digits: Splits) -> tuple[Path, np.ndarray]:  # type: ignore[type-arg]
+def digit(to: Path, digits: Splits, number: int = 7) -> tuple[Path, np.ndarray]:  # type: ignore[type-arg]
     """A test image as a picture of the pad's size, and its pixels as the file takes them."""
-    image = digits.test.images[7, 0]
+    image = digits.test.images[number, 0]
     Image.fromarray(image.repeat(35, axis=0).repeat(35, axis=1)).save(to / "digit.png")
     return to / "digit.png", image[None, :, :, None]
 
@@ -140,6 +141,35 @@ def test_the_demo_answers_to_drawings_pictures_and_the_camera(
     page.get_by_role("button", name="Stop camera").click()
     expect(page.get_by_role("button", name="Camera", exact=True)).to_be_visible()
     assert axe.grave(page) == []
+
+
+def test_the_demo_grays_out_what_is_not_accepted(page: Page, site: str, folder: Path, digits: Splits) -> None:
+    store = Store(folder / "models")
+    run, how = store.run("digits-student"), export.FileOptions(coverage=0.9)
+    report = export.bundle(run, store, options=how)
+    content = (export.bundle_folder(run, store) / report["file"]).read_bytes()
+    (folder / "careful").mkdir()
+    (folder / "careful.zip").write_bytes(demo_zip(content, report, "careful"))
+    with zipfile.ZipFile(folder / "careful.zip") as archive:
+        archive.extractall(folder / "careful")
+    (accepted,) = export.OnnxClassifier(content).outputs_of(digits.test, ("accepted",))
+    assert 0 < accepted.sum() < len(accepted)
+
+    page.goto(f"{site}/careful/demo/")
+    page.get_by_label("Center and scale").uncheck()
+    words = page.locator(".rejection")
+    expect(words).to_be_hidden()
+    for wanted in (False, True):
+        picture, _ = digit(folder, digits, int(np.flatnonzero(accepted == wanted)[0]))
+        page.locator("input[type=file]").set_input_files(picture)
+        page.get_by_label("Invert").uncheck()
+        expect(page.locator(".bars .class").first).not_to_have_text("–", timeout=MINUTE)
+        expect(words).to_be_visible(visible=not wanted, timeout=MINUTE)
+        expect(page.locator(".bars.rejected")).to_have_count(0 if wanted else 1)
+        if not wanted:
+            assert axe.grave(page) == []
+    page.get_by_role("button", name="Clear").click()
+    expect(words).to_be_hidden()
 
 
 def test_the_demo_says_why_there_is_no_camera(page: Page, site: str) -> None:

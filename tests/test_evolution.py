@@ -108,10 +108,10 @@ def test_many_at_once_answer_as_one_by_one(digits: Splits) -> None:
         prepared = classifier.prepare(images)
         centre = parameters_to_vector(body.parameters()).detach()
         candidates = centre + 0.05 * torch.randn(6, len(centre), generator=torch.Generator().manual_seed(1))
-        asked = tiny(network=MLP).network, tiny(network={"kind": "cnn"}).network
+        networks = tiny(network=MLP).network, tiny(network={"kind": "cnn"}).network
         with torch.no_grad():
             at_once, looped = (
-                torch.stack(list(optim.answers(body, one, candidates, prepared, lambda: None))) for one in asked
+                torch.stack(list(optim.answers(body, one, candidates, prepared, lambda: None))) for one in networks
             )
         assert at_once.shape == (6, 32, 10)
         torch.testing.assert_close(at_once, looped)
@@ -308,16 +308,16 @@ def test_memory_is_bounded_by_the_population_not_by_the_images() -> None:
     body = nn.Linear(4, 3)
     spec = tiny(network=MLP).network
     candidates = torch.randn(10, 15)
-    asked = []
+    networks = []
     try:
         optim._evolution.TOGETHER = 45  # type: ignore[attr-defined]
         with torch.no_grad():
-            said = list(optim.answers(body, spec, candidates, torch.eye(4), lambda: asked.append(1)))
+            said = list(optim.answers(body, spec, candidates, torch.eye(4), lambda: networks.append(1)))
     finally:
         optim._evolution.TOGETHER = 4_000_000  # type: ignore[attr-defined]
     for one, logits in zip(candidates, said, strict=True):
         torch.testing.assert_close(logits, one[:12].view(3, 4).T + one[12:])
-    assert not asked
+    assert not networks
     assert len(said) == 10
 
 

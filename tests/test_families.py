@@ -18,7 +18,7 @@ import test_export
 import test_optim
 import test_pages
 import torch
-from conftest import ROOT, USER_FILE
+from conftest import ROOT, USER_AUGMENT, USER_FILE
 from torch import nn
 
 from pages.ui.compare import gallery
@@ -167,7 +167,7 @@ def own(family: Any) -> list[type[Code]]:
     return [member for member in members(family) if issubclass(member, Code)]
 
 
-@pytest.mark.parametrize("member", [*own(Network), *own(Loss)])
+@pytest.mark.parametrize("member", [*own(Network), *own(Loss), *own(Augment)])
 def test_the_users_own_have_entry_points_and_are_for_the_owner(
     member: type[Code], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,7 +353,7 @@ def outputs(loss: Any) -> tuple[Any, NetworkOutput, NetworkOutput]:
 
 def loss_lacks(member: type[_Loss]) -> list[str]:
     found = []
-    if not written_in(member, "test_losses.py", "test_losses_layers.py", "test_python_files.py"):
+    if not written_in(member, "test_losses.py", "test_losses_layers.py", "test_embedding.py", "test_python_files.py"):
         found.append("no contract in tests/test_losses.py or tests/test_losses_layers.py")
     if issubclass(member, _OfLayers) and member not in get_args(OfLayers):
         found.append("it compares layers and is not in OfLayers")
@@ -466,7 +466,7 @@ def network_lacks(member: type[Part]) -> list[str]:
     try:
         made = networks.build(spec, ["a", "b", "c"], (3, 16, 16), mean=[0.5] * 3, std=[0.5] * 3)
     except AssertionError:
-        return [*found, "no case in networks._own_body"]
+        return [*found, "no case in networks._own.body"]
     if made.eval()(torch.zeros(2, 3, 16, 16, dtype=torch.uint8)).shape != (2, 3):
         found.append("it gives no logits [N, classes]")
     if networks.head(made).get_parameter("weight").shape[0] != 3 or not networks.measure(made).macs:
@@ -501,7 +501,7 @@ class _Unbuilt(Part):
 def test_a_network_that_lacks_something_is_noticed() -> None:
     said = network_lacks(_Unbuilt)
     assert any("tests/test_export.py" in one for one in said)
-    assert any("_own_body" in one for one in said)
+    assert any("_own.body" in one for one in said)
 
 
 # --- augmentations ----------------------------------------------------------------------------------------------------
@@ -524,7 +524,8 @@ def augmentation_lacks(member: type[_Augmentation]) -> list[str]:
         found.append("no probability")
     if found:
         return found
-    policy: Any = (member.model_validate({"probability": 0.37}),)
+    file = {"file": str(USER_AUGMENT)} if issubclass(member, Code) else {}
+    policy: Any = (member.model_validate({"probability": 0.37, **file}),)
     try:
         code = as_code(policy, size=(32, 32), classes=10)
         if code.count("0.37") != 1 or code.count("v2.") < 2:

@@ -277,7 +277,7 @@ class Hub:
     """Datasets in a folder, served as huggingface.co serves them; `asked` are the paths that were requested."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.asked = root, list[str]()
+        self.root, self.requested = root, list[str]()
         hub = self
 
         class Answer(BaseHTTPRequestHandler):
@@ -286,6 +286,12 @@ class Hub:
 
             def do_HEAD(self) -> None:
                 hub.answer(self, body=False)
+
+            def do_POST(self) -> None:
+                hub.take(self)
+
+            def do_PUT(self) -> None:
+                hub.take(self)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -300,7 +306,7 @@ class Hub:
 
     def answer(self, request: BaseHTTPRequestHandler, *, body: bool) -> None:
         path = request.path.partition("?")[0]
-        self.asked.append(path)
+        self.requested.append(path)
         api = re.fullmatch(r"/api/datasets/([\w-]+/[\w-]+)(?:/(revision|tree)/([\w%.-]+))?", path)
         file = re.fullmatch(r"/datasets/([\w-]+/[\w-]+)/resolve/([\w.-]+)/(.+)", path)
         found = api or file
@@ -320,6 +326,10 @@ class Hub:
             return self.reply(request, 200, json.dumps(tree).encode(), {}, body)
         told = {"id": found[1], "sha": commit, "siblings": [{"rfilename": name, "size": size} for name, size in named]}
         return self.reply(request, 200, json.dumps(told).encode(), {}, body)
+
+    def take(self, request: BaseHTTPRequestHandler) -> None:
+        """Answer an upload."""
+        self.reply(request, 403, b"{}", {}, True)
 
     @staticmethod
     def reply(request: BaseHTTPRequestHandler, code: int, content: bytes, headers: dict[str, str], body: bool) -> None:
@@ -372,10 +382,10 @@ def test_a_dataset_of_the_hub_is_fetched_once_and_then_needs_no_host(hub: Hub, t
     found = json.loads(done.stdout)
     assert (found["reader"], found["classes"], sum(found["counts"]["val"].values())) == ("parquet", list(NAMES), 9)
     assert hub.commit("owner/pets")[:12] in " ".join(found["notes"])
-    assert not any("weights.bin" in path for path in hub.asked), "only what is needed"
-    hub.asked.clear()
+    assert not any("weights.bin" in path for path in hub.requested), "only what is needed"
+    hub.requested.clear()
     again = json.loads(inspect("hf://owner/pets", tmp_path, hub.address).stdout)
-    assert (again["fingerprint"], hub.asked) == (found["fingerprint"], []), "decoded images need no host"
+    assert (again["fingerprint"], hub.requested) == (found["fingerprint"], []), "decoded images need no host"
     size = ("--set", "size=6")  # another size is decoded anew, from the hub's own cache
     for environment in ({"HF_HUB_OFFLINE": "1"}, {}):
         offline = inspect("hf://owner/pets", tmp_path, nowhere(), *size, **environment)
@@ -422,4 +432,4 @@ def test_no_host_is_asked_for_any_other_source(hub: Hub, tmp_path: Path) -> None
     parquet(tmp_path / "set" / "train.parquet", 30)
     for source in ("digits", str(tmp_path / "set")):
         assert inspect(source, tmp_path, hub.address).returncode == 0
-    assert hub.asked == []
+    assert hub.requested == []

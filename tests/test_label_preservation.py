@@ -226,8 +226,8 @@ def test_the_command_line_writes_a_sheet_and_says_the_same_as_the_desk(tmp_path:
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     policy = parse_policy([SAFE, UPSIDE_DOWN])
-    asked = augmentation_api.views(store, AugmentImages(policy, DIGITS, teacher="digits-teacher"))
-    assert said["said"] == [[{"class": one.name, "confidence": one.confidence} for one in row] for row in asked.said]
+    found = augmentation_api.views(store, AugmentImages(policy, DIGITS, teacher="digits-teacher"))
+    assert said["said"] == [[{"class": one.name, "confidence": one.confidence} for one in row] for row in found.said]
     judged = augmentation_api.risk(store, CheckLabels(policy, DIGITS, "digits-teacher")).report
     assert said["risk"] == flat(judged.report)
     assert said["risk"]["parts"][1]["effect"]["flip_rate"] > 0.3

@@ -359,13 +359,13 @@ def test_it_is_done_in_steps_and_kept(taught: tuple[Store, Run, Run], monkeypatc
 
 def test_the_backend_s_report_is_the_library_s(taught: tuple[Store, Run, Run]) -> None:
     store, _, student = taught
-    asked = MeasureLandscape((student.id,), ("line", "curvature", "predictiveness"), "train", images=64, seed=3)
-    price = handlers.landscape(store, replace(asked, start=False))
+    request = MeasureLandscape((student.id,), ("line", "curvature", "predictiveness"), "train", images=64, seed=3)
+    price = handlers.landscape(store, replace(request, start=False))
     assert price.report is None
     assert price.cost is not None
     assert price.cost.missing == 3
-    found = handlers.landscape(store, asked)
-    again = landscape.landscape(store, asked.runs, asked.measures, norms="train", images=64, seed=3)
+    found = handlers.landscape(store, request)
+    again = landscape.landscape(store, request.runs, request.measures, norms="train", images=64, seed=3)
     assert found.report is not None
     assert found.report.as_dict() == json.loads(json.dumps(again["report"]))
     assert found.report.runs[0].measures.plane is None
@@ -373,11 +373,11 @@ def test_the_backend_s_report_is_the_library_s(taught: tuple[Store, Run, Run]) -
 
 def test_what_was_kept_and_is_damaged_is_measured_again(taught: tuple[Store, Run, Run]) -> None:
     store, _, student = taught
-    asked: dict[str, Any] = {**QUICK, "seed": 12}
-    first = landscape.landscape(store, [student.id], ["line"], **asked)
+    request: dict[str, Any] = {**QUICK, "seed": 12}
+    first = landscape.landscape(store, [student.id], ["line"], **request)
     for file in (store.root / "cache" / "landscape").glob("*.json"):
         file.write_bytes(file.read_bytes().replace(b"loss", b"lose", 1))
-    assert landscape.landscape(store, [student.id], ["line"], **asked) == first
+    assert landscape.landscape(store, [student.id], ["line"], **request) == first
 
 
 def test_ways_lead_between_runs_of_one_network(train: Train, store: Store) -> None:

@@ -21,6 +21,7 @@ from smallalign_core.spec import (
     CrossEntropy,
     Dist,
     Dkd,
+    Embedding,
     FitNets,
     FunctionMatching,
     HintonKd,
@@ -332,7 +333,7 @@ def test_the_label_term_has_its_weight(spec: Loss) -> None:
     parts = in_words(spec, student.float(), teacher.float(), labels)
     expected = labels_share(spec) * F.cross_entropy(student, labels).item()
     assert parts.get("labels", torch.zeros(())).item() == pytest.approx(expected, rel=1e-5)
-    assert ("labels" in parts) == (not isinstance(spec, FunctionMatching))
+    assert ("labels" in parts) == (not isinstance(spec, FunctionMatching | Embedding))
     assert len(parts) > 1 or isinstance(spec, FunctionMatching)
 
 

@@ -21,7 +21,7 @@ from smallalign_core.errors import BadSpec
 from smallalign_core.runs import imported as foreign
 from smallalign_core.runs.store import Store
 from smallalign_core.service import worker
-from smallalign_core.spec import AttentionTransfer, Code, DataSpec, FitNets, RunSpec, loss_kinds
+from smallalign_core.spec import AttentionTransfer, Code, DataSpec, Embedding, FitNets, RunSpec, loss_kinds
 from smallalign_core.training import losses
 from smallalign_core.training.loop import Training
 from smallalign_core.training.losses import NetworkOutput, _features
@@ -52,8 +52,9 @@ NO_LABELS: list[dict[str, Any]] = [
 ]
 
 
-KINDS = [part.model_fields["kind"].default for part in loss_kinds(taught=True) if not issubclass(part, Code)]
-"""Those of the library; a user's own is in tests/test_python_files.py."""
+ELSEWHERE = (Code, Embedding)
+KINDS = [part.model_fields["kind"].default for part in loss_kinds(taught=True) if not issubclass(part, ELSEWHERE)]
+"""Those that give logits; a user's own is in tests/test_python_files.py, features are in tests/test_embedding.py."""
 
 
 def kind(loss: dict[str, Any]) -> str:

@@ -45,7 +45,7 @@ from smallalign_core.studies.optimizers import (
 )
 from smallalign_core.studies.optimizers._differences import Scored, compare_with
 from smallalign_core.studies.resolve import resolve_study
-from smallalign_core.training import loop as training, runner
+from smallalign_core.training import finishing, loop as training, runner
 from smallalign_core.training.resolve import resolve
 from smallalign_core.training.student import Student
 from smallalign_core.training.timer import Timer
@@ -64,7 +64,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def asked(**fields: Any) -> OptimizerStudySpec:
+def study_spec(**fields: Any) -> OptimizerStudySpec:
     return parse_study(SMALL | fields)
 
 
@@ -72,7 +72,7 @@ def asked(**fields: Any) -> OptimizerStudySpec:
 def raced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, lifecycle.Study]:
     """(store, study): a small one, trained to its end; for tests that only read."""
     store = Store(tmp_path_factory.mktemp("raced") / "models")
-    study = lifecycle.create(store, "optimizers", resolve_study(store, "optimizers", asked(), "cpu"))
+    study = lifecycle.create(store, "optimizers", resolve_study(store, "optimizers", study_spec(), "cpu"))
     assert lifecycle.run_to_end(study, store, device="cpu") == []
     return store, study
 
@@ -93,7 +93,7 @@ def test_two_lines_are_enough() -> None:
 
 
 def test_plain_values_give_the_same_study_back() -> None:
-    spec = asked(
+    spec = study_spec(
         teacher="digits-teacher", optimizers=["muon", {"kind": "lookahead", "inner": "sgd", "k": 9}, "prodigy"]
     )
 
@@ -101,25 +101,27 @@ def test_plain_values_give_the_same_study_back() -> None:
 
     assert again == spec
     assert optimizers.study_id(again) == optimizers.study_id(spec)
-    assert optimizers.study_id(spec) != optimizers.study_id(asked(seeds=3))
+    assert optimizers.study_id(spec) != optimizers.study_id(study_spec(seeds=3))
 
 
 def test_one_stands_for_a_list_of_one() -> None:
-    assert asked(optimizers="sgd", budgets=2, hands_off="prodigy") == asked(
+    assert study_spec(optimizers="sgd", budgets=2, hands_off="prodigy") == study_spec(
         optimizers=["sgd"], budgets=[2], hands_off=["prodigy"]
     )
 
 
 def test_the_reference_is_always_in_and_first() -> None:
-    assert optimizers.entries(asked(optimizers=["sgd"]))[0].name == "adamw"
-    assert [e.name for e in optimizers.entries(asked(optimizers=["sgd", "muon"], reference="muon"))][:2] == [
+    assert optimizers.entries(study_spec(optimizers=["sgd"]))[0].name == "adamw"
+    assert [e.name for e in optimizers.entries(study_spec(optimizers=["sgd", "muon"], reference="muon"))][:2] == [
         "muon",
         "sgd",
     ]
 
 
 def test_names_say_what_is_unusual() -> None:
-    spec = asked(optimizers=["sgd", {"kind": "sgd", "momentum": 0.5}, {"kind": "lookahead", "k": 9, "inner": "muon"}])
+    spec = study_spec(
+        optimizers=["sgd", {"kind": "sgd", "momentum": 0.5}, {"kind": "lookahead", "k": 9, "inner": "muon"}]
+    )
 
     names = {entry.name: entry.label for entry in optimizers.entries(spec)}
 
@@ -146,7 +148,7 @@ def test_names_say_what_is_unusual() -> None:
 )
 def test_what_cannot_be_asked_is_refused_in_words(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(BadSpec, match=said):
-        asked(**wrong)
+        study_spec(**wrong)
 
 
 @pytest.mark.parametrize("given", [5, [], "digits"])
@@ -178,7 +180,7 @@ def test_library_rates_are_those_of_the_libraries() -> None:
 
 
 def test_budgets_are_equal_in_gradients() -> None:
-    spec = asked(epochs=10, budgets=[1, 2])
+    spec = study_spec(epochs=10, budgets=[1, 2])
     sam = Lookahead(inner=Sam())
 
     assert [_spec.epochs_of(spec, AdamW(), budget) for budget in (1, 2)] == [10, 20]
@@ -196,7 +198,7 @@ def test_an_evolution_strategy_is_budgeted_for_what_it_is_counted_for(digits: Sp
 
 
 def test_an_evolution_strategy_is_raced_in_fp32_where_auto_means_bf16() -> None:
-    spec = asked(hands_off=["snes"])
+    spec = study_spec(hands_off=["snes"])
     fast = optimizers.resolved(spec, spec.student.model_copy(update={"precision": "bf16"}))
 
     assert [run.precision for run in optimizers.probes(fast)] == ["bf16"] * (len(optimizers.entries(spec)) - 1) + [
@@ -206,7 +208,7 @@ def test_an_evolution_strategy_is_raced_in_fp32_where_auto_means_bf16() -> None:
 
 def test_who_takes_more_than_its_budget_is_named(tmp_path: Path) -> None:
     """One epoch is the least, and an evolution strategy's costs that of many."""
-    spec = asked(epochs=2, budgets=[1, 64], hands_off=["snes"])
+    spec = study_spec(epochs=2, budgets=[1, 64], hands_off=["snes"])
 
     told = optimizers.report(spec, Store(tmp_path), tmp_path).scope()
 
@@ -216,7 +218,7 @@ def test_who_takes_more_than_its_budget_is_named(tmp_path: Path) -> None:
 
 
 def test_the_arms_differ_in_the_optimizer_alone() -> None:
-    spec = asked(
+    spec = study_spec(
         teacher="digits-teacher", augment=["shift"], optimizers=["muon", "schedule_free"], hands_off=["polyak"]
     )
 
@@ -228,10 +230,10 @@ def test_the_arms_differ_in_the_optimizer_alone() -> None:
 
 
 def test_the_tuning_seed_is_none_of_the_race() -> None:
-    spec = asked(seeds=100, seed=41)
+    spec = study_spec(seeds=100, seed=41)
 
     assert _spec.tuning_seed(spec) not in _spec.final_seeds(spec)
-    assert _spec.tuning_seed(spec) == _spec.tuning_seed(asked(seeds=3, seed=41)), "more seeds move no trial"
+    assert _spec.tuning_seed(spec) == _spec.tuning_seed(study_spec(seeds=3, seed=41)), "more seeds move no trial"
 
 
 # --- tuning -----------------------------------------------------------------------------------------------------------
@@ -304,7 +306,7 @@ def test_where_all_diverge_smaller_ones_are_tried_and_none_is_chosen() -> None:
 
 def test_trials_that_diverged_are_settled(store: Store) -> None:
     """As their folders say it: then smaller rates are wanted, and no race."""
-    spec = resolve_study(store, "optimizers", asked(optimizers=[], hands_off=[]), "cpu")
+    spec = resolve_study(store, "optimizers", study_spec(optimizers=[], hands_off=[]), "cpu")
     folder = lifecycle.create(store, "optimizers", spec).folder
     curve = Finder((0.1, 0.2), (2.0, 1.0), 0.1, 0.2, False, 0.5)
     (folder / _plan.FINDERS).write_text(_plan.finders_json({_plan.finder_key(spec, spec.reference): curve}))
@@ -345,7 +347,7 @@ def found_for(store: Store, spec: OptimizerStudySpec) -> tuple[OptimizerStudySpe
 
 def test_the_finder_is_the_loop_with_a_growing_rate(store: Store, digits: Splits) -> None:
     """Against SGD by hand: the same first weights, the same images, the same loss."""
-    spec, (adamw, sgd) = found_for(store, asked(optimizers=[{"kind": "sgd", "momentum": 0, "weight_decay": 0}]))
+    spec, (adamw, sgd) = found_for(store, study_spec(optimizers=[{"kind": "sgd", "momentum": 0, "weight_decay": 0}]))
     seeded = optimizers.run_spec(spec, spec.reference, 1, _spec.tuning_seed(spec))
     loop = training.Training([seeded], data.load(seeded.data, store.data_cache))
     model = loop.students[0].classifier.train()
@@ -370,13 +372,13 @@ def test_the_finder_begins_where_the_runs_begin(store: Store, train: Train) -> N
     """A student that goes on from another run's weights is better at its first step than one that begins at random."""
     student = {name: SMALL[name] for name in ("data", "network", "batch", "precision") if name in SMALL}
     begun = train(**student, epochs=8, optimizer={"kind": "adamw", "lr": 0.01})
-    fresh, gone_on = (found_for(store, asked(optimizers=[], **more))[1][0] for more in ({}, {"start": begun.id}))
+    fresh, gone_on = (found_for(store, study_spec(optimizers=[], **more))[1][0] for more in ({}, {"start": begun.id}))
 
     assert gone_on.losses[0] < 0.8 * fresh.losses[0]
 
 
 def test_the_finder_ends_where_the_loss_explodes(store: Store) -> None:
-    _, (adamw, sgd) = found_for(store, asked(optimizers=["sgd"]))
+    _, (adamw, sgd) = found_for(store, study_spec(optimizers=["sgd"]))
 
     for curve in (adamw, sgd):
         assert curve.stopped == (curve.losses[-1] > 4 * min(curve.losses))
@@ -387,7 +389,7 @@ def test_the_finder_ends_where_the_loss_explodes(store: Store) -> None:
 
 def test_curves_are_kept_and_taken_over_by_larger_studies(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = (
-        lifecycle.create(store, "optimizers", resolve_study(store, "optimizers", asked(**more), "cpu"))
+        lifecycle.create(store, "optimizers", resolve_study(store, "optimizers", study_spec(**more), "cpu"))
         for more in ({}, {"optimizers": ["sgd", "muon", {"kind": "sam"}], "seeds": 4, "budgets": [1, 2]})
     )
     stop = threading.Event()
@@ -507,7 +509,7 @@ def test_every_epoch_says_what_it_took(train: Train) -> None:
     for name in ("own_seconds", "shared_seconds"):
         assert sorted(event[name] for event in epochs) == [event[name] for event in epochs]
         assert 0 < epochs[0][name] <= epochs[-1][name] <= result[name]
-    assert result["train"]["images"] <= runner.TRAIN_SCORED_ON
+    assert result["train"]["images"] <= finishing.TRAIN_SCORED_ON
     assert result["train"]["accuracy"] > 0
 
 
@@ -914,7 +916,7 @@ def test_more_seeds_optimizers_and_budgets_repeat_nothing(raced: tuple[Store, li
     done = {digest(spec) for spec in study.wanted(store)}
 
     for more in ({"seeds": 4}, {"optimizers": ["sgd", {"kind": "sam"}, "muon"]}, {"budgets": [1, 2]}):
-        larger = resolve_study(store, "optimizers", asked(**more), "cpu")
+        larger = resolve_study(store, "optimizers", study_spec(**more), "cpu")
         folder = study.folder.with_name("larger")
         folder.mkdir(exist_ok=True)
         optimizers.prepare(larger, store, folder, "cpu", threading.Event())
@@ -946,7 +948,7 @@ def test_a_damaged_run_is_named_and_hides_no_other(raced: tuple[Store, lifecycle
 
 
 def test_a_diverged_arm_is_said_so_and_the_study_goes_on(store: Store) -> None:
-    wild = asked(optimizers=[], hands_off=[{"kind": "sgd", "lr": 100, "weight_decay": 10}])
+    wild = study_spec(optimizers=[], hands_off=[{"kind": "sgd", "lr": 100, "weight_decay": 10}])
     spec = resolve_study(store, "optimizers", wild, "cpu")
     study = lifecycle.create(store, "optimizers", spec)
 
@@ -980,10 +982,10 @@ print(sorted({{"torch", "sklearn", "onnxruntime"}} & set(sys.modules)))
 
 
 def test_the_desk_tells_and_starts(store: Store) -> None:
-    cost = handlers.estimate_study(store, EstimateStudy(asked()))
+    cost = handlers.estimate_study(store, EstimateStudy(study_spec()))
     assert (cost.done, lifecycle.listing(store)) == (0, [])
     assert cost.runs == cost.missing > 0
-    started = handlers.start_study(store, StartStudy(asked()))
+    started = handlers.start_study(store, StartStudy(study_spec()))
 
     (study,) = lifecycle.listing(store, "optimizers")
     assert (study.id, study.active, started.id) == (cost.id, True, study.id)
@@ -998,7 +1000,7 @@ def test_an_optimizer_that_would_not_fit_is_refused_before_anything(
         "smallalign_core.training.precision_tuning.precision",
         lambda *_: pytest.fail("the reference took its first steps"),
     )
-    wide = asked(network={"kind": "mlp", "width": 512}, optimizers=["soap"])
+    wide = study_spec(network={"kind": "mlp", "width": 512}, optimizers=["soap"])
 
     with pytest.raises(BadSpec, match="more than half of the memory") as told:
         handlers.start_study(store, StartStudy(wide))
@@ -1039,7 +1041,7 @@ def test_the_command_line(tmp_path: Path, store: Store) -> None:
 def test_the_rates_found_are_better_than_the_librarys(store: Store) -> None:
     """The reason why anything is tuned: AdamW at its library's rate is far behind on short budgets."""
     usual = [{"kind": "adamw", "lr": 0.001}]
-    spec = asked(network={"kind": "cnn", "width": 6}, optimizers=[], hands_off=usual, epochs=8)
+    spec = study_spec(network={"kind": "cnn", "width": 6}, optimizers=[], hands_off=usual, epochs=8)
     study = lifecycle.create(store, "optimizers", resolve_study(store, "optimizers", spec, "cpu"))
     lifecycle.run_to_end(study, store, device="cpu")
 

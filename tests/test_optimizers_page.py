@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +18,7 @@ from streamlit.testing.v1 import AppTest
 from pages.ui.app import status
 from pages.ui.charts import plotting
 from pages.ui.studies.optimizers import charts, optimizer_picker, setup_form
+from pages.ui.studies.optimizers.view import VIEW
 from smallalign_core.runs.store import Store
 from smallalign_core.spec import Lookahead, Muon
 from smallalign_core.studies import lifecycle
@@ -267,6 +269,32 @@ def test_extending_repeats_nothing(shown: Show, place: Store, raced: Study):
     assert not lifecycle.run_to_end(wider, place, device="cpu")
     assert len(place.runs()) == runs + 3  # one more seed of three optimizers
     lifecycle.pause(place, wider)
+
+
+@pytest.mark.slow
+def test_what_is_needed_is_what_the_undecided_need(place: Store, raced: Study):
+    report = raced.report(place)
+    seeds = raced.spec.seeds
+
+    def needed(verdict: Any, *more: int | None) -> tuple[int, int] | None:
+        reference, *others = report.arms
+        arms = [
+            replace(
+                arm, differences={"accuracy": replace(arm.differences["accuracy"], verdict=verdict, more_seeds=one)}
+            )
+            for arm, one in zip(others, more, strict=True)
+        ]
+        found = VIEW.needed(raced, replace(report, arms=(reference, *arms)))
+        return None if found is None else (found.fields["seeds"] - seeds, found.runs)
+
+    arms = len(report.arms)
+    assert needed("undecided", 4, 9) == (9, 9 * arms)
+    assert needed("undecided", 4, 60) == (4, 4 * arms), "one that needs very many does not decide"
+    assert needed("undecided", 60, None) == (60, 60 * arms)
+    assert needed("undecided", 400, None) is None
+    assert needed("better", 4, 9) is None
+    assert needed("not evidence", None, None) == (2, 2 * arms)
+    assert (raced.seconds_a_run(place) or 0) > 0
 
 
 @pytest.mark.slow

@@ -28,7 +28,9 @@ from smallalign_core.training.pruned import spec_of
 from smallalign_core.training.resolve import resolve
 from tests.conftest import ROOT, Train, texts
 
-PAGES = ("home", "data", "augment", "distil", "shrink", "optimizers", "scaling", "runs", "compare", "export")
+PAGES = (
+    *("home", "data", "augment", "lessons", "distil", "shrink", "optimizers", "scaling", "runs", "compare", "export"),
+)
 
 
 def test_every_page_is_opened_here():
@@ -50,7 +52,7 @@ def fail(store: Store, train: Train) -> Run:
     return next(run for run in store.runs() if run.state == "failed")
 
 
-COSTLY = ("augment", "export")  # at once they judge a policy, and export the zoo
+COSTLY = ("export",)  # at once it exports the zoo
 
 
 @pytest.mark.parametrize(
@@ -150,7 +152,7 @@ def test_distil_with_a_teacher_offers_every_loss_that_asks_it(shown, monkeypatch
     kinds = [
         str(lesson.model_fields["kind"].default) for lesson in loss_kinds(taught=True) if not issubclass(lesson, Code)
     ]
-    assert len(menu.options) == len(kinds) == 9
+    assert len(menu.options) == len(kinds) == 10
 
     for kind in kinds:
         app.selectbox(key="spec.loss.kind").set_value(kind).run()
@@ -437,25 +439,53 @@ def html_of(app: AppTest) -> str:
     return "\n".join(element.proto.body for element in app.get("html"))
 
 
-@pytest.mark.slow
-def test_augment_shows_pictures_what_the_student_sees_and_the_risk(shown):
-    app = shown("augment", data="digits")
+def evaluated(app):
+    """The page with the report of label preservation, whose steps a browser would take by itself."""
+    next(button for button in app.button if button.label == "Evaluate").click().run()
+    for _ in range(600):
+        if app.metric:
+            return app
+        app.run()
+    raise AssertionError("the evaluation did not finish")
 
+
+@pytest.mark.slow
+def test_augment_shows_pictures_and_computes_label_preservation_on_demand(shown):
+    app = shown("augment", data="digits")
+    assert html_of(app).count("<figcaption>") == 8 * 7 + 12
+    assert "Epoch 6" in html_of(app)
+    assert "exactly these" in texts(app)
+
+    app = shown("augment", data="digits", tab="Label preservation", risk="Label changes")
+    assert not app.metric
+    assert PICTURES not in html_of(app), "only the open tab is computed"
+    evaluated(app)
     assert [metric.label for metric in app.metric] == [
         "Label-change rate",
         "Confidence",
         "Accuracy",
         "Teacher std. dev.",
     ]
-    flipped = int(re.search(r"Label changes: (\d+)", texts(app)).group(1))
+    flipped = int(re.search(r"(\d+) of 2,048 augmented images", texts(app)).group(1))
     assert 0 < flipped < 100
-    assert html_of(app).count("<figcaption>") == 8 * 7 + 12 + min(12, flipped)
-    assert "Epoch 6" in html_of(app)
+    assert html_of(app).count("<figcaption>") == min(12, flipped)
     assert "512 images, 4 augmented versions" in texts(app)
-    assert "exactly these" in texts(app)
-    assert app.subheader[-1].value == "Ablation: with vs. without augmentation"
+    assert "before the last change" not in texts(app)
+    app.slider(key="augment/strength").set_value(0.5).run()
+    assert "before the last change" in texts(app)
+    assert len(app.metric) == 4, "the report stays until there is another"
+
+    app = shown("augment", data="digits", tab="Export")
     assert "v2.RandomRotation(10" in app.code[1].value
     assert "preview policy.yaml --data digits --to sheet --teacher digits-teacher" in app.code[2].value
+
+
+@pytest.mark.slow
+def test_augment_measures_the_policy_in_a_tab_of_its_own(shown):
+    app = shown("augment", data="digits", tab="Ablation")
+
+    assert "Run ablation" in [button.label for button in app.button]
+    assert "augment:\n- kind: shift" in "\n".join(code.value for code in app.code)
 
 
 @pytest.mark.slow
@@ -488,7 +518,9 @@ def test_augment_link_brings_everything_back(shown):
         assert address(app, name) == link[name], name
     assert html_of(app).count("<figcaption>") == 2 * 7 + 12
     assert "Epoch 3" in html_of(app)
+    app = shown("augment", policy=json.dumps(policy), teacher="none", tab="Export", **link)
     assert "degrees: 16.5" in app.code[0].value
+    app = shown("augment", policy=json.dumps(policy), teacher="none", tab="Label preservation", **link)
     assert "No teacher selected" in texts(app)
 
 
@@ -505,14 +537,14 @@ def test_a_damaged_link_to_augment_gets_a_sentence_and_a_page(shown):
         ({"rows": "3,99999"}, "indices from 0 to 1294"),
         ({"rows": "a"}, "no such images"),
         ({"teacher": "nobody"}, "no such option"),
-        ({"limit": "2"}, "between 0 and 0.5"),
+        ({"limit": "2", "tab": "Label preservation"}, "between 0 and 0.5"),
     ]
     for link, words in links:
         app = shown("augment", **link)
 
         assert words in "\n".join(warning.value for warning in app.warning), link
         assert not app.error, link
-        assert PICTURES in html_of(app), link
+        assert PICTURES in html_of(app) or "tab" in link, link
 
 
 @pytest.mark.slow
@@ -552,12 +584,13 @@ def test_an_empty_policy_is_one_sentence(shown):
 
 @pytest.mark.slow
 def test_the_suggested_strength_is_taken_over(shown):
-    app = shown("augment", policy='[{"kind":"rotate","degrees":45}]', limit="0.05")
+    app = evaluated(shown("augment", policy='[{"kind":"rotate","degrees":45}]', limit="0.05", tab="Label preservation"))
 
     button = next(button for button in app.button if button.label.startswith("Use strength"))
     button.click().run()
 
     assert address(app, "strength") == button.label.removeprefix("Use strength ")
+    evaluated(app)
     assert not any(button.label.startswith("Use strength") for button in app.button)
 
 
@@ -684,17 +717,17 @@ def test_controls_have_the_precision_of_their_run(
     shown, store: Store, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What `auto` means is measured with the teacher or without: a control must not choose another than its run."""
-    asked = []
+    calls = []
 
     def ask(request: Submit, _: str) -> Submitted:
-        asked.append(request.spec)
+        calls.append(request.spec)
         return Submitted(run.id, "queued", known=False)
 
     run = train(teacher="digits-teacher", precision="bf16")
     monkeypatch.setattr(context, "call", ask)
     monkeypatch.setattr(context, "store", lambda: store)
     teacher_check.start(run.spec.model_copy(update={"precision": "auto"}), controls=True)
-    assert [spec.precision for spec in asked] == ["auto", "bf16", "bf16"]
+    assert [spec.precision for spec in calls] == ["auto", "bf16", "bf16"]
 
 
 def test_the_teacher_that_is_offered_is_chosen_on_validation() -> None:

@@ -34,9 +34,9 @@ class Here:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def call(self, asked: Request[Any]) -> Any:
-        answer = json.loads(typed.encode(handlers.HANDLERS[type(asked)](self.store, asked)))
-        return typed.decode(asked.answer(), answer, WorkFailed, "the answer cannot be read", "try again")
+    def call(self, request: Request[Any]) -> Any:
+        answer = json.loads(typed.encode(handlers.HANDLERS[type(request)](self.store, request)))
+        return typed.decode(request.answer(), answer, WorkFailed, "the answer cannot be read", "try again")
 
     def close(self) -> None:
         """Nothing was started."""

@@ -129,11 +129,11 @@ def test_the_warm_up_ends_when_two_windows_agree(
     medians: list[float], windows: int, steady: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Medians of 0.15 s each, 0.45 to 3 s of warm-up, 0.9 s of measurement; a tenth is agreement."""
-    asked: list[float] = []
+    calls: list[float] = []
 
     def timed(_: object, seconds: float) -> list[float]:
-        asked.append(seconds)
-        return [medians[len(asked) - 1]] if len(asked) <= windows else [2.0, 2.0, 2.0, 8.0]
+        calls.append(seconds)
+        return [medians[len(calls) - 1]] if len(calls) <= windows else [2.0, 2.0, 2.0, 8.0]
 
     monkeypatch.setattr(pareto, "_timed", timed)
     monkeypatch.setattr(pareto, "_answering", lambda *_: ({"fp32": 7}, None))
@@ -147,7 +147,7 @@ def test_the_warm_up_ends_when_two_windows_agree(
         except StopIteration as end:
             found = end.value
             break
-    assert len(asked) == windows + 6
+    assert len(calls) == windows + 6
     assert found.steady is steady
     assert (found.p50_ms, found.samples) == (2.0, 24)
     assert shares == sorted(shares)
@@ -171,8 +171,8 @@ def measured(taught: tuple[Store, Run, Run]) -> ParetoFront:
     with pytest.MonkeyPatch.context() as short:
         for name, seconds in (("WINDOW", 0.02), ("WARM", (0.06, 0.2)), ("MEASURED", 0.2)):
             short.setattr(pareto, name, seconds)
-        asked = FindParetoFront((teacher.id, student.id), "val", patience=0.0)
-        while (answer := comparison_api.pareto_front(store, asked)).report is None:
+        calls = FindParetoFront((teacher.id, student.id), "val", patience=0.0)
+        while (answer := comparison_api.pareto_front(store, calls)).report is None:
             shares.append(answer.done)
     assert len(shares) > 4, "a page is never kept waiting for all of it"
     assert shares == sorted(shares)
@@ -246,7 +246,7 @@ def test_a_deleted_run_leaves_nothing_behind(store: Store, train) -> None:
 @pytest.mark.slow
 def test_the_command_line_prints_the_table(taught: tuple[Store, Run, Run], tmp_path: Path) -> None:
     store, teacher, student = taught
-    asked = [
+    calls = [
         "compare",
         teacher.id,
         student.id,
@@ -258,7 +258,7 @@ def test_the_command_line_prints_the_table(taught: tuple[Store, Run, Run], tmp_p
         "--report",
         tmp_path / "r.html",
     ]
-    done = command(*asked, "--json", store=store)
+    done = command(*calls, "--json", store=store)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
 

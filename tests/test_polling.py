@@ -58,12 +58,12 @@ class Backend:
     def __init__(self) -> None:
         self.answers = iter([Progress[int](0.0), Progress(0.5, None), Progress(1.0, 3)])
 
-    def call(self, asked: LongRequest[Progress[Any]]) -> Progress[Any]:
-        assert asked.patience is not None
-        assert 0 < asked.patience < 1
-        if asked.verb() == "Price":  # the page has imported the classes of this file once more
+    def call(self, request: LongRequest[Progress[Any]]) -> Progress[Any]:
+        assert request.patience is not None
+        assert 0 < request.patience < 1
+        if request.verb() == "Price":  # the page has imported the classes of this file once more
             return Priced(0.0)
-        assert plain(asked) == plain(Count(3, patience=asked.patience))
+        assert plain(request) == plain(Count(3, patience=request.patience))
         return next(self.answers)
 
 

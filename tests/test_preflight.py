@@ -102,9 +102,9 @@ def test_python_refuses_a_teacher_of_other_images(alien: dict[str, Any], store: 
 
 def test_a_worker_refuses_a_teacher_of_other_images(alien: dict[str, Any], store: Store) -> None:
     """A run that came into the queue without a look at its teacher, as those of earlier versions did."""
-    asked = parse(alien)
-    splits = data.load(asked.data, store.data_cache)
-    run = store.submit(store.resolve(asked, splits, "fp32"))
+    spec = parse(alien)
+    splits = data.load(spec.data, store.data_cache)
+    run = store.submit(store.resolve(spec, splits, "fp32"))
     control = store.submit(store.resolve(parse({**alien, "teacher": None}), splits, "fp32"))
     assert worker.serve(store, device="cpu", once=True) == 2
     assert run.state is State.FAILED
@@ -180,9 +180,9 @@ def test_a_teacher_of_smaller_images_gets_them_resized(of_blobs: dict[str, Any],
     spec = parse({"data": of_blobs | {"size": 12}, "network": {"kind": "cnn", "width": 4}, "epochs": 12, "batch": 16})
     teacher = store.create(resolve(store, spec))
     worker.execute(teacher, store, device="cpu")
-    asked = resolve(store, parse({"data": of_blobs, "network": "cnn", "teacher": teacher.id}))
-    splits = data.load(asked.data, store.data_cache)
-    found = teacher_loading.preflight(asked, store, splits)
+    small = resolve(store, parse({"data": of_blobs, "network": "cnn", "teacher": teacher.id}))
+    splits = data.load(small.data, store.data_cache)
+    found = teacher_loading.preflight(small, store, splits)
     classifier = networks.from_file(teacher.weights)
     images = torch.from_numpy(splits.val.images[:].copy()).float()
     resized = F.interpolate(images, size=(12, 12), mode="bilinear", align_corners=False, antialias=True)
@@ -303,7 +303,7 @@ def test_the_curve_of_a_run_shows_its_teacher_on_its_own_images_or_nothing(
 def test_teachers_are_offered_by_evidence_on_the_images(
     train: Train, store: Store, of_blobs: dict[str, Any], large: Run
 ) -> None:
-    asked = DataSpec(**of_blobs)
+    blobs_spec = DataSpec(**of_blobs)
     facts = handlers.inspect(store, Inspect(parse_data(of_blobs["source"])))
     rows = {row.id: row for row in run_table.teachers(store, of_blobs["source"], facts)}
     alien = store.run("digits-teacher").id
@@ -317,7 +317,7 @@ def test_teachers_are_offered_by_evidence_on_the_images(
     assert run_table.default_teacher(again) == large.id, "students are no teachers to begin with"
     assert run_table.default_teacher([row for row in again if row.teacher]) is None
     with pytest.raises(BadSpec):
-        resolve(store, parse({"data": asked.source, "network": "cnn", "teacher": alien}))
+        resolve(store, parse({"data": blobs_spec.source, "network": "cnn", "teacher": alien}))
     row = next(row for row in run_table.teachers(store, of_blobs["source"], facts) if row.id == alien)
     assert "not better than chance on these images" in row.label
     assert run_table.default_teacher([row]) is None
@@ -328,15 +328,15 @@ def test_teachers_are_offered_by_evidence_on_the_images(
 
 def test_a_spec_without_a_loss_gets_numbers_that_are_part_of_its_id(train: Train, store: Store) -> None:
     teacher = train(epochs=6)
-    asked = tiny(teacher=teacher.id)
-    assert asked.loss == HintonKd(temperature=None, weight=None)
-    assert "loss" not in to_yaml(asked)
-    known = resolve(store, asked)
+    spec = tiny(teacher=teacher.id)
+    assert spec.loss == HintonKd(temperature=None, weight=None)
+    assert "loss" not in to_yaml(spec)
+    known = resolve(store, spec)
     assert isinstance(known.loss, HintonKd)
     assert (known.loss.temperature, known.loss.weight) == teacher_evidence.trust(
         teacher_loading.preflight(known, store, data.load(known.data, store.data_cache))  # type: ignore[arg-type]
     )
-    assert digest(resolve(store, asked)) == digest(known)
+    assert digest(resolve(store, spec)) == digest(known)
     assert parse(known.model_dump()) == known
     named = resolve(store, tiny(teacher=teacher.id, loss=known.loss.model_dump()))
     assert digest(named) == digest(known), "who writes the numbers down gets the same run"

@@ -247,8 +247,8 @@ def test_the_benchmarks_student_is_the_beginning_of_the_teacher(
 
 @pytest.mark.slow
 def test_the_benchmark_of_reading_reaches_the_first_step(tmp_path: Path) -> None:
-    asked = ("--images", "40", "--part", "10", "--rounds", "1", "--to", str(tmp_path))
-    done = processes.run(processes.python("benchmarks/reading.py", *asked), timeout=300)
+    options = ("--images", "40", "--part", "10", "--rounds", "1", "--to", str(tmp_path))
+    done = processes.run(processes.python("benchmarks/reading.py", *options), timeout=300)
     lines = done.stdout.splitlines()
     assert len(lines) == 5, done.stderr
     assert [line.partition(":")[0] for line in lines[3:]] == ["first start", "second start"]

@@ -448,13 +448,13 @@ def test_a_visitor_never_runs_a_file(role: Role, kind: type[Request[Any]], store
     usercode.trust(usercode.read(file)[1], file.name)  # not even one that the owner uses
     spec: dict[str, Any] = {**SMALL, "network": network(file)}
     if kind is Ablate:
-        asked: Request[Any] = Ablate(parse(spec | {"augment": ["shift"]}), "augment", 2, start=True)
+        request: Request[Any] = Ablate(parse(spec | {"augment": ["shift"]}), "augment", 2, start=True)
     elif kind in (StartStudy, EstimateStudy):
-        asked = kind(optimizers.parse_study(spec))
+        request = kind(optimizers.parse_study(spec))
     else:
-        asked = kind(parse(spec))
+        request = kind(parse(spec))
     with pytest.raises(Refused) as caught:
-        handlers.HANDLERS[kind](Store(store.root, User("eve@example.org", role)), asked)
+        handlers.HANDLERS[kind](Store(store.root, User("eve@example.org", role)), request)
     assert "owner of this machine only" in str(caught.value) or role in (Role.NOBODY, Role.VIEWER)
     assert not mark.exists()
     assert not store.runs()
@@ -464,9 +464,9 @@ def test_in_a_browser_a_file_runs_only_after_it_was_allowed(store: Store, tmp_pa
     file, mark = marking(tmp_path)
     local = Store(store.root, User("browser 1", Role.LOCAL))
     spec = {**SMALL, "network": network(file)}
-    for asked in (Estimate(parse(spec)), Submit(parse(spec))):
+    for request in (Estimate(parse(spec)), Submit(parse(spec))):
         with pytest.raises(Refused, match="not allowed to run on this machine yet"):
-            handlers.HANDLERS[type(asked)](local, asked)
+            handlers.HANDLERS[type(request)](local, request)
     assert not mark.exists()
     usercode.trust(usercode.read(file)[1], file.name)
     assert handlers.submit(local, Submit(parse(spec))).state == "queued"

@@ -307,14 +307,14 @@ def test_known_dirt_is_found_and_nothing_else(dirty: Path, store: Store, tmp_pat
 
 
 def test_the_desk_answers_whoever_may_look(near_store: Store) -> None:
-    asked = {
+    request = {
         "verb": "CheckQuality",
         "values": {"data": {"source": "digits"}, "patience": 0},
         "user": "eve",
         "role": "viewer",
     }
     answers = io.StringIO()
-    backend.serve(near_store, io.StringIO(json.dumps(asked) + "\n"), answers)
+    backend.serve(near_store, io.StringIO(json.dumps(request) + "\n"), answers)
     assert 0 <= json.loads(answers.getvalue())["ok"]["done"] < 1
 
 
@@ -373,9 +373,9 @@ def test_a_teachers_features_judge_better_than_pixels(near_store: Store) -> None
     assert "features of digits-teacher" in features.method
     assert sum(found_of(features, wrong)) > sum(found_of(pixels, wrong)), "it learned the right labels"
     assert any("features may hide label errors" in warning for warning in features.warnings)
-    unasked = data_quality.run_check(near_store, spec, teacher="digits-teacher")
-    assert unasked.label_issues == pixels.label_issues
-    assert any("so pixels were used" in warning for warning in unasked.warnings)
+    by_pixels = data_quality.run_check(near_store, spec, teacher="digits-teacher")
+    assert by_pixels.label_issues == pixels.label_issues
+    assert any("so pixels were used" in warning for warning in by_pixels.warnings)
 
 
 @pytest.mark.slow

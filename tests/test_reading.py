@@ -710,11 +710,11 @@ def test_inspect_loads_once_names_files_and_says_how_far_it_is(
 def test_a_look_in_steps_loads_once(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, loads, load_it = folders(tmp_path / "set", "ab", 40), [], data.load
     monkeypatch.setattr(data, "load", lambda *given, **how: loads.append(given) or load_it(*given, **how))
-    asked, spec = 0, DataSpec(source=str(root))
+    reports, spec = 0, DataSpec(source=str(root))
     while (found := data_quality.quality(store, spec, patience=0.0))[0] is None:
-        asked += 1
+        reports += 1
         assert 0 <= found[1] < 1
-    assert asked > 3
+    assert reports > 3
     assert len(loads) == 1
 
 

@@ -58,10 +58,10 @@ def test_what_is_not_asked_any_more_gives_way() -> None:
     for number in range(resumable.KEPT):
         resumable.advance(f"left {number}", lambda: counting([]), 0.0)
     resumable.advance("left in the line", lambda: counting([]), 0.0)
-    asked = 0
+    polls = 0
     while resumable.advance("new", lambda: counting([]), 0.0)[1] == 0:
-        asked += 1
-    assert asked == resumable.ABANDONED + 1
+        polls += 1
+    assert polls == resumable.ABANDONED + 1
     assert resumable.advance("left 1", lambda: counting([]), 0.0)[1] == 0.5, "only the one asked longest ago gave way"
     assert resumable.advance("new", lambda: counting([]), 0.0)[1] == 0.5
 
@@ -74,10 +74,10 @@ def test_a_visitor_who_asks_something_else_waits_less() -> None:
     for place in range(resumable.KEPT - 1):
         drag("ada", place)
     drag("bob", 0)
-    asked = 0
+    polls = 0
     while drag("ada", 100) == 0:
-        asked += 1
-    assert asked == resumable.REPLACED + 1
+        polls += 1
+    assert polls == resumable.REPLACED + 1
     assert drag("bob", 0) == 0.5, "another user's work stays"
 
 

@@ -50,15 +50,15 @@ def test_every_corruption_works_on_every_size(shape: tuple[int, int, int]) -> No
 
 
 @pytest.fixture(scope="module")
-def asked(taught: tuple[Store, Run, Run]) -> tuple[robustness.Robustness, Splits]:
+def assessed(taught: tuple[Store, Run, Run]) -> tuple[robustness.Robustness, Splits]:
     store, teacher, student = taught
     splits = data.load(student.data, store.data_cache)
     return finished(robustness.assess([teacher, student], splits, "val", store)), splits
 
 
 @pytest.mark.slow
-def test_accuracies_are_those_of_asking_by_hand(asked, taught: tuple[Store, Run, Run]) -> None:
-    found, splits = asked
+def test_accuracies_are_those_of_asking_by_hand(assessed, taught: tuple[Store, Run, Run]) -> None:
+    found, splits = assessed
     _, _, student = taught
     rows = np.arange(len(splits.val))
     shown = robustness.corrupted(splits.val, "rotate", 4)(rows)
@@ -78,9 +78,9 @@ def test_accuracies_are_those_of_asking_by_hand(asked, taught: tuple[Store, Run,
 
 
 @pytest.mark.slow
-def test_the_difference_is_paired_by_image(taught: tuple[Store, Run, Run], asked) -> None:
+def test_the_difference_is_paired_by_image(taught: tuple[Store, Run, Run], assessed) -> None:
     store, teacher, student = taught
-    found, splits = asked
+    found, splits = assessed
     right = [robustness.kept(run, splits, "val", store)[1:].mean(0) for run in (teacher, student)]
 
     change = found.runs[1].change
@@ -95,9 +95,9 @@ def test_it_comes_in_steps_is_kept_and_looks_at_test_once(taught: tuple[Store, R
     store, teacher, student = taught
     fingerprint = student.spec.data.fingerprint or ""
     before, shares = store.test_looks(fingerprint), []
-    asked = AssessRobustness((teacher.id, student.id), "test", patience=0.0)
+    assessed = AssessRobustness((teacher.id, student.id), "test", patience=0.0)
     while True:
-        answer = comparison_api.robustness(store, asked)
+        answer = comparison_api.robustness(store, assessed)
         shares.append(answer.done)
         if answer.done == 1:
             break
@@ -106,7 +106,7 @@ def test_it_comes_in_steps_is_kept_and_looks_at_test_once(taught: tuple[Store, R
     assert len(shares) > 100, "a question with no patience is answered batch by batch"
     assert shares == sorted(shares)
     assert store.test_looks(fingerprint) == before + 1
-    again = comparison_api.robustness(store, asked)
+    again = comparison_api.robustness(store, assessed)
     assert again == answer, "what was kept is not asked again"
     assert store.test_looks(fingerprint) == before + 1
     assert "not ImageNet-C" in robustness.words(answer.report, ["a", "b"])

@@ -190,8 +190,11 @@ def test_doctor_empties_the_trash(store: Store) -> None:
     (check,) = [check for check in doctor.examine(store) if check.name == "trash"]
     assert check.ok
     assert "1 deleted run, " in check.found
+    own = store.runs_folder / ".trash" / "holiday-2026"
+    own.mkdir()
     doctor.fix([check])
     assert store.trash() == []
+    assert own.is_dir(), "no run was there"
     assert [check.found for check in doctor.examine(store) if check.name == "trash"] == ["empty"]
 
 

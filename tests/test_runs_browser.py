@@ -158,3 +158,39 @@ def wait(true: Callable[[], bool], page: Any) -> None:
             return
         page.wait_for_timeout(100)
     raise AssertionError("it never became true")
+
+
+def test_one_smoothing_and_one_log_scale_for_all_charts_of_a_run(browser: Any, site: str, six: Store) -> None:
+    run = next(run for run in six.runs() if run.spec.network.kind == "mlp")  # type: ignore[union-attr]
+    steps = [
+        {"kind": "progress", "step": at, "steps": 8, "epoch": at / 2, "loss": 9.0 - at, "terms": {"labels": 9.0 - at}}
+        for at in range(1, 9)
+    ]
+    epochs = [{"kind": "epoch", "step": 2 * at, "epoch": at, "nll": 5.0 - at, "accuracy": at / 5} for at in range(1, 5)]
+    (run.folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in (*steps, *epochs)))
+    page = browser.new_page()
+    page.goto(f"{site}/runs?run={run.name}", timeout=PATIENCE)
+    page.locator(".plot[data-points]").nth(2).wait_for()
+    latest = page.locator(".legend .value")
+    assert latest.all_inner_texts() == ["1", "1", "0.8"]
+    assert page.locator(".smoothing").count() == page.locator(".log").count() == 1
+    page.locator(".smoothing").fill("0.5")
+    # By hand: the latest value weighs 1/2, the one before 1/4, ..., and all weights are divided by their sum.
+    weights = [2.0**-back for back in range(1, 9)]
+    loss = sum(weight * (1 + back) for back, weight in enumerate(weights)) / sum(weights)
+    nll, accuracy = (
+        sum(weight * (start + back * step) for back, weight in enumerate(weights[:4])) / sum(weights[:4])
+        for start, step in ((1, 1), (0.8, -0.2))
+    )
+    smoothed = [float(text) for text in latest.all_inner_texts()]
+    assert smoothed == pytest.approx([loss, nll, accuracy], rel=1e-3)
+    linear = [plot.get_attribute("data-y") for plot in page.locator(".plot").all()]
+    page.locator(".log").check()
+    ranges = [plot.get_attribute("data-y") for plot in page.locator(".plot").all()]
+    assert all(before != after for before, after in zip(linear, ranges, strict=True)), (linear, ranges)
+    page.reload()
+    page.locator(".plot[data-points]").nth(2).wait_for()
+    assert page.locator(".smoothing").input_value() == "0.5"
+    assert page.locator(".log").is_checked()
+    assert [float(text) for text in latest.all_inner_texts()] == pytest.approx(smoothed)
+    page.close()

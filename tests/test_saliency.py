@@ -66,7 +66,7 @@ def test_grad_cam_takes_the_maps_after_norm_activation_and_shortcut(digits: Spli
         module, number = saliency._last_maps(model, torch.zeros(1, 1, 8, 8, dtype=torch.uint8)) or (None, 0)
 
         assert number == 0
-        assert isinstance(module, nn.ReLU | networks._Residual), network
+        assert isinstance(module, nn.ReLU | networks._own._Residual), network
 
 
 class Corner(BaseClassifier):
@@ -161,9 +161,9 @@ def test_an_import_is_explained_by_occlusion_and_a_run_by_grad_cam(
     assert [one.method.split(" ")[0] for one in answers] == ["Grad-CAM", "Occlusion"]
     assert answers[0].top[0][0] == answers[1].top[0][0] == digits.classes[digits.test.labels[11]]
     assert answers[0].top[0][1] == pytest.approx(answers[1].top[0][1], abs=1e-4)
-    asked = comparison_api.look(store, Explain((run.id, brought.id), own, target="3", occluding=True)).answers
-    assert {one.target for one in asked} == {"3"}
-    assert {one.method.split(" ")[0] for one in asked} == {"Occlusion"}
+    maps = comparison_api.look(store, Explain((run.id, brought.id), own, target="3", occluding=True)).answers
+    assert {one.target for one in maps} == {"3"}
+    assert {one.method.split(" ")[0] for one in maps} == {"Occlusion"}
 
 
 def test_what_cannot_be_looked_at_is_refused_in_words(taught: tuple[Store, Run, Run], digits: Splits) -> None:

@@ -34,12 +34,12 @@ from smallalign_core.training.runner import TOGETHER
 from tests.conftest import SCALING, command, scaled
 
 
-def asked(**more: Any) -> scaling.ScalingStudySpec:
+def study_spec(**more: Any) -> scaling.ScalingStudySpec:
     return scaling.parse_study({**SCALING, **more})
 
 
 def resolved(store: Store, **more: Any) -> scaling.ScalingStudySpec:
-    found: scaling.ScalingStudySpec = resolve_study(store, "scaling", asked(**more), "cpu")
+    found: scaling.ScalingStudySpec = resolve_study(store, "scaling", study_spec(**more), "cpu")
     return found
 
 
@@ -84,7 +84,7 @@ def resolved(store: Store, **more: Any) -> scaling.ScalingStudySpec:
 )
 def test_what_cannot_be_done_is_refused_in_words(more: dict[str, Any], words: str) -> None:
     with pytest.raises(BadSpec, match=f"(?i){words}"):
-        asked(**more)
+        study_spec(**more)
 
 
 def test_unlabeled_images_join_distillation_at_as_many_steps(place: Store) -> None:
@@ -429,7 +429,7 @@ def test_the_command_line_and_the_desk_say_the_same(place: Store, finished: life
     file.write_text(yaml.safe_dump(SCALING))
     told = command("scale", file, "--json", store=place)
     assert told.returncode == 0, told.stderr
-    cost = handlers.estimate_study(place, EstimateStudy(asked()))
+    cost = handlers.estimate_study(place, EstimateStudy(study_spec()))
     assert (cost.id, cost.runs, cost.done, cost.missing) == (finished.id, 54, 54, 0)
     report = finished.report(place)
     assert json.loads(told.stdout)["words"] == report.words()
@@ -440,7 +440,9 @@ def test_the_command_line_and_the_desk_say_the_same(place: Store, finished: life
 
 
 def test_the_cost_is_known_before_the_first_run(place: Store, finished: lifecycle.Study) -> None:
-    some, longer, done = (handlers.estimate_study(place, EstimateStudy(asked(epochs=n))).seconds for n in (40, 400, 2))
+    some, longer, done = (
+        handlers.estimate_study(place, EstimateStudy(study_spec(epochs=n))).seconds for n in (40, 400, 2)
+    )
     assert done == 0 < some < longer
     assert finished.report(place).cost.spent > 0
 

@@ -35,6 +35,7 @@ def test_a_study_by_a_click(browser: Any, site: str, place: Store) -> None:
     passed = sum(test.passed for test in report.readings["nll"].tests)
     assert page.get_by_text(f"{passed} of {len(report.readings['nll'].tests)} sanity checks passed").is_visible()
     page.get_by_role("tab", name="All metrics").click()
+    page.wait_for_url("**part=All+metrics*")  # the page is drawn anew: the next tab may move under a click before that
     page.get_by_role("tab", name="Curves").click()
     page.locator(".st-key-plot-scaling-curves .main-svg").first.wait_for()
     assert not grave(page)

@@ -35,13 +35,13 @@ def store(place: Store) -> Store:
 # --- the form ---------------------------------------------------------------------------------------------------------
 
 
-def asked_for(app: AppTest) -> scaling.ScalingStudySpec:
+def spec_of_form(app: AppTest) -> scaling.ScalingStudySpec:
     return parse_study(yaml.safe_load(app.code[0].value))
 
 
 def test_an_empty_store_has_a_form_that_is_ready_to_start(shown: Show) -> None:
     app = shown("scaling", data="digits")
-    spec = asked_for(app)
+    spec = spec_of_form(app)
     assert "No studies yet" in texts(app)
     assert [button.label for button in app.button].count("Start study") == 1
     assert {metric.label: metric.value for metric in app.metric}["Runs"] == "72"
@@ -51,30 +51,30 @@ def test_an_empty_store_has_a_form_that_is_ready_to_start(shown: Show) -> None:
 
 def test_what_is_chosen_is_in_the_address_and_comes_back_from_it(shown: Show) -> None:
     app = shown("scaling", data="digits", recipes="augment,clean,noise,all", draws="5", preset="standard", steps="50")
-    spec = asked_for(app)
+    spec = spec_of_form(app)
     assert spec.recipes == ("baseline", "augment", "clean", "all", "noise")
     assert (spec.replicates, spec.steps, len(spec.widths), spec.decisions) == (5, 50, 4, "automatic")
     names = ("student", "recipes", "draws", "preset", "steps")
     again = shown("scaling", data="digits", **{name: str(app.query_params[name]) for name in names})
-    assert asked_for(again) == spec
+    assert spec_of_form(again) == spec
 
 
 def test_unlabeled_images_are_a_variant(shown: Show, tmp_path: Path) -> None:
     student = '{"network":{"kind":"mlp","width":8},"data":{"images":300}}'
     app = shown("scaling", data="digits", recipes="unlabeled", student=student, teacher="digits-teacher")
-    spec = asked_for(app)
+    spec = spec_of_form(app)
     assert (spec.recipes, spec.unlabeled, spec.student.data.unlabeled) == (("baseline", "unlabeled"), "rest", None)
     assert spec.teacher is not None
 
     app.text_input(key="scaling/unlabeled").set_value(str(tmp_path)).run()
-    assert asked_for(app).unlabeled == str(tmp_path)
-    assert setup_form.address(asked_for(app))["unlabeled"] == app.query_params["unlabeled"]
+    assert spec_of_form(app).unlabeled == str(tmp_path)
+    assert setup_form.address(spec_of_form(app))["unlabeled"] == app.query_params["unlabeled"]
 
 
 def test_all_together_needs_two_things_and_none_is_a_sentence(shown: Show) -> None:
     app = shown("scaling", data="digits", recipes="augment,all")
     assert "All combined needs at least two variants" in texts(app)
-    assert asked_for(app).recipes == ("baseline", "augment")
+    assert spec_of_form(app).recipes == ("baseline", "augment")
     assert "No variant selected" in texts(shown("scaling", data="digits", recipes=""))
 
 
@@ -87,7 +87,7 @@ def test_own_decisions_are_offered_where_there_are_some(shown: Show, place: Stor
     fingerprint = handlers.inspect(place, Inspect(parse_data("digits"))).fingerprint
     data_quality.decide(place, fingerprint, "digits", [(255, Decision("drop"))])
     app = shown("scaling", data="digits", recipes="clean", cleaning="decided")
-    assert asked_for(app).decisions == str(data_quality.file_of(place, fingerprint))
+    assert spec_of_form(app).decisions == str(data_quality.file_of(place, fingerprint))
 
 
 # --- a study ----------------------------------------------------------------------------------------------------------
@@ -205,8 +205,8 @@ def test_the_pages_of_both_kinds_of_study_open_in_one_session(shown: Show, finis
     """Both have a menu `metric` with other options: what one was left at is no option of the other."""
     student = {"data": {"source": "digits", "images": 100}, "network": {"kind": "mlp", "width": 4, "depth": 1}}
     amount = {"batch": 50, "epochs": 1, "optimizers": ["sgd"], "hands_off": [], "trials": 1, "seeds": 2, "budgets": [1]}
-    asked = optimizers.parse_study(student | amount)
-    raced = lifecycle.create(place, "optimizers", resolve_study(place, "optimizers", asked))
+    spec = optimizers.parse_study(student | amount)
+    raced = lifecycle.create(place, "optimizers", resolve_study(place, "optimizers", spec))
     assert not lifecycle.run_to_end(raced, place, device="cpu")
     app = shown("scaling", study=finished.id, metric="error")
     chosen = [("optimizers", raced, "accuracy"), ("scaling", finished, "error"), ("optimizers", raced, "accuracy")]

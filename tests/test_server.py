@@ -149,14 +149,14 @@ def test_nothing_but_exported_files_is_served(client: TestClient, path: str) -> 
 
 
 def test_locate_is_asked_for_safe_names_only(packages: Packages) -> None:
-    asked: list[tuple[str, str]] = []
-    app = Starlette(routes=list(routes(lambda run, name: asked.append((run, name)), packages)))
+    requests: list[tuple[str, str]] = []
+    app = Starlette(routes=list(routes(lambda run, name: requests.append((run, name)), packages)))
     user = TestClient(app, base_url="http://localhost")
     for name in ("..", ".", "a%2fb", "a%5cb", "a b", "%00"):
         user.get(f"/artifacts/run/{name}")
-    assert asked == []
+    assert requests == []
     user.get("/artifacts/run/a.onnx")
-    assert asked == [("run", "a.onnx")]
+    assert requests == [("run", "a.onnx")]
 
 
 def test_our_modules_are_checked_for_changes_every_time(client: TestClient) -> None:

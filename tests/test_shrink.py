@@ -27,12 +27,13 @@ from smallalign_core.runs.store import Run, Store
 from smallalign_core.search import _check, _decide, _evidence, _journal, _plan, _sampler, _space, _steps
 from smallalign_core.search._evidence import Counts
 from smallalign_core.search._journal import Measured
+from smallalign_core.search._laboratory import Mixed
 from smallalign_core.search._plan import Standing
 from smallalign_core.search._sampler import Outcome
 from smallalign_core.search._space import SIZES, Candidate, Space
 from smallalign_core.search._spec import Budget, SearchSpec
 from smallalign_core.service import handlers, requests, worker
-from smallalign_core.spec import RunSpec, digest
+from smallalign_core.spec import Pruned, RunSpec, digest
 from smallalign_core.spec.parts import OwnNetwork
 from smallalign_core.studies import lifecycle
 from smallalign_core.system.files import read_lines, write, write_json
@@ -316,7 +317,8 @@ def simulated(**fields: Any) -> SearchSpec:
     """A search as it is resolved."""
     resolved = {"data": {"source": "digits", "fingerprint": "0" * 16}, "teacher": "none", "precision": "fp32"}
     shape = {"shape": (1, 28, 28), "rungs": (1, 3, 9), "batch": 32, "budget": {"trials": 20}}
-    return search.parse_study(resolved | shape | fields)
+    of_this_machine = {"optimizers": ["adamw"], "backbones": []}  # else it depends on what is installed
+    return search.parse_study(resolved | shape | of_this_machine | fields)
 
 
 VALIDATION = 4_000
@@ -344,7 +346,8 @@ class Simulation:
     def params(self, run: RunSpec) -> int:
         network: Any = run.network
         per_depth = {"mlp": 12, "cnn": 9, "separable": 3, "resnet": 20}[network.kind]
-        return int(network.width) ** 2 * per_depth * int(network.depth)
+        params = int(network.width) ** 2 * per_depth * int(network.depth)
+        return params if network.pruned is None else network.pruned.widths[0][1]  # the simulation's own meaning
 
     def least_bytes(self, run: RunSpec, _: Any) -> int:
         return self.params(run)
@@ -354,7 +357,14 @@ class Simulation:
         params = self.params(run)
         sizes = {"fp32": 3_000 + 4 * params, "fp16": 3_200 + 2 * params, "int8": 6_000 + params}
         known = {name: size for name, size in sizes.items() if name in precisions}
-        return Measured(params, params * 50, known, dict.fromkeys(known, params / 10_000), self.step(run))
+        return Measured(params, params * 50, known, dict.fromkeys(known, params / 10_000), self.step(run), 4)
+
+    def sizes(self, run: RunSpec, precisions: Any) -> dict[str, int | None]:
+        return {**self.measure(run, precisions, None).bytes}
+
+    def pruned(self, run: Run, share: float) -> Any:
+        kept = Pruned(widths=(("0", max(1, int(share * self.params(run.spec))), 1),))
+        return run.spec.network.model_copy(update={"pruned": kept})
 
     def step(self, run: RunSpec) -> float:
         return 1e-4 + self.params(run) * 1e-7
@@ -369,12 +379,22 @@ class Simulation:
             each = self.store.by_id(each.start).spec if each.start else None
         bonus = {"mlp": 0.75, "cnn": 1.5, "separable": 1.2, "resnet": 1.3}[run.network.kind]
         size = 1 if getattr(run.network, "size", None) is None else 0.7
-        return 1 - 0.6 * (bonus * size * self.params(run)) ** -0.35 - 0.3 * epochs**-1.2
+        recipe = {"adamw": 0.0, "muon": -0.005, "sgd": 0.01}[run.optimizer.kind]
+        return 1 - 0.6 * (bonus * size * self.params(run)) ** -0.35 - 0.3 * epochs**-1.2 - recipe
 
-    def right(self, run: Run, precision: str) -> NDArray[np.bool_]:
+    integers = 0.01
+    """What int8 loses."""
+    mixed_ms = 0.1
+
+    def right(self, run: Run, variant: str) -> NDArray[np.bool_]:
         self.time += 2.0
-        accuracy = self.accuracy(run.spec) - (0.01 if precision == "int8" else 0.0)
+        accuracy = self.accuracy(run.spec) - (self.integers if variant == "int8" else 0.0)
         return np.arange(VALIDATION) < round(accuracy * VALIDATION)
+
+    def mixed(self, run: Run) -> Mixed:
+        self.time += 4.0
+        size = int(6_200 + 1.1 * self.params(run.spec))
+        return Mixed("int8-drop0.5", size, self.mixed_ms, self.right(run, "int8-drop0.5"), 3)
 
     def teacher_right(self, _: Run) -> NDArray[np.bool_]:
         return np.arange(VALIDATION) < round(self.teacher * VALIDATION)
@@ -386,10 +406,11 @@ class Simulation:
         known = {"teacher": "t", "digest": "d", "data": "f", "validation": "v", "side": 28, "learned": None}
         return teacher_evidence.of_logits(logits, labels, self.classes, **known)
 
-    def deliver(self, run: Run, precision: str) -> dict[str, Any]:
+    def deliver(self, run: Run, variant: str) -> dict[str, Any]:
         self.time += 5.0
         params = self.params(run.spec)
-        size = {"fp32": 3_000 + 4 * params, "fp16": 3_200 + 2 * params, "int8": 6_000 + params}[precision]
+        sizes = {"fp32": 3_000 + 4 * params, "fp16": 3_200 + 2 * params, "int8": 6_000 + params}
+        size = sizes[variant] if variant in sizes else int(6_200 + 1.1 * params)
         proof = {"accuracy": 0.9, "images": 1000, "ok": True, "top1_agreement": 1.0, "p50_ms": 0.1, "p95_ms": 0.2}
         return {"file": "model.onnx", "bytes": size, "sha256": "0" * 64, "parity": proof}
 
@@ -449,7 +470,7 @@ def cards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def no_time_passed() -> None:
-    _decide._SEEN.clear()
+    _journal.SEEN.clear()
 
 
 @pytest.mark.slow
@@ -574,7 +595,7 @@ def test_killed_at_any_moment_it_takes_the_same_decisions(tmp_path: Path, cards:
     killed, rng = Simulation(Store(tmp_path / "killed"), spec), random.Random(seed)
     while killed.step_once():
         if rng.random() < 0.3:  # another process, which has nothing in its memory; another clock
-            _decide._SEEN.clear()
+            _journal.SEEN.clear()
             killed = Simulation(killed.store, spec)
             killed.time = rng.random() * 1e6
 
@@ -673,7 +694,7 @@ def test_a_damaged_record_is_refused_in_words(store: Store, cards: list[str]) ->
 def test_every_trial_says_why_it_was_tried(store: Store, cards: list[str]) -> None:
     report = Simulation(store, simulated(max_kb=40, min_accuracy=0.9, budget={"trials": 20})).finish()
     kinds = {re.match(r"\w+", row.why)[0] for row in report.rows}  # type: ignore[index]
-    assert {"start", "one"} <= kinds <= {"start", "one", "sampler", "random"}
+    assert {"start", "one"} <= kinds <= {"start", "one", "another", "pruned", "sampler", "random"}
     steps = [row for row in report.rows if row.why.startswith("one step smaller")]
     assert steps
     for row in steps:
@@ -757,9 +778,9 @@ LIMITS = ["--max-kb", 30, "--min-accuracy", 0.3, "--set", "data.validation=0.3"]
 @pytest.mark.slow
 def test_one_command_ends_in_a_verified_file_whose_card_carries_the_search(store: Store, tmp_path: Path) -> None:
     to = tmp_path / "small.zip"
-    asked = ["shrink", "digits", *LIMITS, *SMALL, "--json"]
+    command_line = ["shrink", "digits", *LIMITS, *SMALL, "--json"]
 
-    done = command(*asked, "--budget", "3trials", "--to", to, store=store)
+    done = command(*command_line, "--budget", "3trials", "--to", to, store=store)
 
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -785,12 +806,12 @@ def test_one_command_ends_in_a_verified_file_whose_card_carries_the_search(store
     looks, _ = read_lines(store.root / "test-looks.jsonl")
     assert [look["why"] for look in looks if look["run"] == run.id].count(f"export {found['precision']}") <= 1
 
-    again = command(*asked, "--budget", "3trials", store=store)
+    again = command(*command_line, "--budget", "3trials", store=store)
     assert json.loads(again.stdout) == found | {"file": None, "test_looks": json.loads(again.stdout)["test_looks"]}
-    taken = command(*asked, "--budget", "3trials", "--to", to, store=store)
+    taken = command(*command_line, "--budget", "3trials", "--to", to, store=store)
     assert taken.returncode == 2
     assert "The file exists already" in taken.stderr
-    more = json.loads(command(*asked, "--budget", "4trials", store=store).stdout)
+    more = json.loads(command(*command_line, "--budget", "4trials", store=store).stdout)
     assert more["id"] == found["id"]
     assert len([row for row in more["trials"] if row["state"] != "ruled out"]) == 4
     assert [row["candidate"] for row in more["trials"][: len(found["trials"])]] == [
@@ -800,9 +821,9 @@ def test_one_command_ends_in_a_verified_file_whose_card_carries_the_search(store
 
 @pytest.mark.slow
 def test_killed_by_the_system_three_times_it_gives_the_same_answer(tmp_path: Path) -> None:
-    asked = ["shrink", "digits", *LIMITS, *SMALL, "--teacher", "none", "--budget", "3trials", "--json"]
+    command_line = ["shrink", "digits", *LIMITS, *SMALL, "--teacher", "none", "--budget", "3trials", "--json"]
     whole, killed, rng = Store(tmp_path / "whole"), Store(tmp_path / "killed"), random.Random(7)
-    expected = command(*asked, store=whole)
+    expected = command(*command_line, store=whole)
     assert expected.returncode == 0, expected.stderr
 
     def lines() -> int:
@@ -812,7 +833,7 @@ def test_killed_by_the_system_three_times_it_gives_the_same_answer(tmp_path: Pat
     for _ in range(3):
         before = lines()
         with processes.started(
-            processes.python("-m", "smallalign_core", *map(str, asked), "--store", str(killed.root))
+            processes.python("-m", "smallalign_core", *map(str, command_line), "--store", str(killed.root))
         ) as process:
             until = time.monotonic() + 240
             while lines() == before and process.poll() is None and time.monotonic() < until:
@@ -820,7 +841,7 @@ def test_killed_by_the_system_three_times_it_gives_the_same_answer(tmp_path: Pat
             time.sleep(rng.random() * 2)
             process.send_signal(signal.SIGKILL)
             process.wait()
-    found = command(*asked, store=killed)
+    found = command(*command_line, store=killed)
 
     assert found.returncode == 0, found.stderr
     one, other = json.loads(expected.stdout), json.loads(found.stdout)
@@ -876,8 +897,8 @@ def test_bad_input_is_one_sentence(store: Store, options: list[object], wrong: s
 
 @pytest.mark.slow
 def test_a_worker_does_it_too_and_the_list_of_studies_shows_it(store: Store) -> None:
-    asked = ["shrink", "digits", *LIMITS, *SMALL, "--teacher", "none", "--budget", "2trials", "--json"]
-    queued = json.loads(command(*asked, "--queue", store=store).stdout)
+    command_line = ["shrink", "digits", *LIMITS, *SMALL, "--teacher", "none", "--budget", "2trials", "--json"]
+    queued = json.loads(command(*command_line, "--queue", store=store).stdout)
     assert (queued["complete"], queued["active"], queued["met"]) == (False, True, None)
 
     worker.serve(store, device="cpu", once=True)
@@ -940,8 +961,8 @@ def test_the_page_shows_the_answer_every_trial_and_where_to_go_next(
 def test_the_form_writes_the_command_and_starts_the_search(
     store: Store, shown: Show, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr("pages.ui.studies.study_form.start", lambda kind, spec: asked.append((kind.name, spec)))
+    started: list[Any] = []
+    monkeypatch.setattr("pages.ui.studies.study_form.start", lambda kind, spec: started.append((kind.name, spec)))
 
     app = shown("shrink", data="digits", kb="20", ms="5", accuracy="98", unit="teacher", minutes="10")
 
@@ -952,7 +973,7 @@ def test_the_form_writes_the_command_and_starts_the_search(
     )
     assert search.parse_budget("10min") == Budget(seconds=600)
     next(one for one in app.button if one.label == "Find the smallest model").click().run()
-    ((kind, spec),) = asked
+    ((kind, spec),) = started
     assert kind == search.KIND
     assert (spec.max_kb, spec.max_ms, spec.min_share, spec.budget) == (20, 5, 0.98, Budget(seconds=600))
 

@@ -78,6 +78,10 @@ def test_a_known_fingerprint_stands_for_the_place() -> None:
         ({"epochs": 0}, ["`epochs` 0", "give `weights` or `start`"]),
         ({"epochs": 1.5}, ["epochs", "1.5"]),
         ({"data": {"source": "digits", "validation": 0.9}}, ["data.validation", "0.5", "0.9"]),
+        ({"start": ""}, ["`start` needs at least 1 character (given: '')"]),
+        ({"data": {"source": "x" * 1001}}, ["`data.source` takes at most 1,000 characters (given: "]),
+        ({"network": {"kind": "timm", "name": "a b"}}, ["`network.name` must match ^", "(given: 'a b')"]),
+        ({"network": {"kind": "timm", "name": "resnet18", "weights": ""}}, ["`network.weights` needs at least 1"]),
     ],
 )
 def test_errors_name_field_given_and_allowed(change: dict[str, Any], words: list[str]) -> None:
@@ -86,6 +90,7 @@ def test_errors_name_field_given_and_allowed(change: dict[str, Any], words: list
     for word in words:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "String should" not in str(caught.value)
 
 
 def test_missing_fields_are_named() -> None:
@@ -184,7 +189,7 @@ def test_a_field_below_a_short_name_of_a_network_can_be_set() -> None:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "words",
     [
         ["preflight", "digits-teacher", "--data", ""],
         ["evaluate", "digits-teacher", "--data", ""],
@@ -194,9 +199,9 @@ def test_a_field_below_a_short_name_of_a_network_can_be_set() -> None:
         ["convert", "nothing.pth", "--to", "nothing.safetensors", "--json"],
     ],
 )
-def test_bad_input_is_one_line(asked: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_line(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "policy.yaml").write_text("[{kind: shift, pixels: 1}]")
-    filled = [word.format(policy=tmp_path / "policy.yaml") for word in asked]
+    filled = [word.format(policy=tmp_path / "policy.yaml") for word in words]
     assert main([*filled, "--store", str(tmp_path / "models")]) == 2
     told = capsys.readouterr()
     assert told.out == ""

@@ -8,7 +8,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -47,11 +46,10 @@ def long_run(store: Store, **fields: object) -> Run:
 
 
 @contextlib.contextmanager
-def one_worker(store: Store) -> Iterator[subprocess.Popen[bytes]]:
-    """`worker --once`, killed in the end if it has not ended."""
-    line = processes.python("-m", "smallalign_core", "worker", "--device", "cpu", "--store", store.root, "--once")
-    with processes.started(line) as process:
-        yield process
+def one_worker(store: Store) -> Iterator[Callable[[], bool]]:
+    """A worker process until the queue is empty, killed in the end if it has not ended. Given is whether it runs."""
+    with processes.forked(lambda: worker.serve(store, device="cpu", once=True)) as running:
+        yield running
 
 
 def work_in_a_thread(store: Store) -> threading.Thread:
@@ -423,11 +421,11 @@ def test_kill_9_at_random_moments_loses_nothing(store: Store, tmp_path: Path) ->
     kills = 0
     while run.state is not State.FINISHED:
         known = None
-        with one_worker(store) as process:
+        with one_worker(store) as running:
             seen = len(run.events())
-            while process.poll() is None and (kills >= 6 or len(run.events()) < seen + draw.randint(2, 12)):
+            while running() and (kills >= 6 or len(run.events()) < seen + draw.randint(2, 12)):
                 time.sleep(0.1 * draw.random())
-            if process.poll() is None:
+            if running():
                 known = (run.folder / "events.jsonl").read_bytes()
         if known is not None:
             kills += 1

@@ -27,7 +27,7 @@ from smallalign_core.studies.lifecycle import Study
 from smallalign_core.training.resolve import resolve
 
 
-class Asked(BaseModel):
+class ToySpec(BaseModel):
     """A study that wants a first run, and then one whose epochs depend on how that went."""
 
     student: dict[str, Any]
@@ -41,16 +41,16 @@ class Toy(ModuleType):
         self.broken: Exception | None = None
         self.unready = 0
 
-    def parse_study(self, written: dict[str, Any]) -> Asked:
-        return Asked(**written)
+    def parse_study(self, written: dict[str, Any]) -> ToySpec:
+        return ToySpec(**written)
 
-    def study_id(self, spec: Asked) -> str:
+    def study_id(self, spec: ToySpec) -> str:
         return hashlib.sha256(spec.model_dump_json().encode()).hexdigest()[:16]
 
-    def title_of(self, _: Asked) -> str:
+    def title_of(self, _: ToySpec) -> str:
         return "a toy"
 
-    def probes(self, spec: Asked) -> list[RunSpec]:
+    def probes(self, spec: ToySpec) -> list[RunSpec]:
         return [parse(spec.student)]
 
     def prepare(self, *_: object) -> bool:
@@ -60,10 +60,10 @@ class Toy(ModuleType):
         self.unready -= self.unready > 0
         return self.unready > 0
 
-    def report(self, _: Asked, store: Store, folder: Path, **__: object) -> SimpleNamespace:
+    def report(self, _: ToySpec, store: Store, folder: Path, **__: object) -> SimpleNamespace:
         return SimpleNamespace(complete=not Study(folder).missing(store))
 
-    def wanted(self, spec: Asked, store: Store, _: Path) -> list[RunSpec]:
+    def wanted(self, spec: ToySpec, store: Store, _: Path) -> list[RunSpec]:
         found = [parse(spec.student | {"epochs": length}) for length in spec.lengths]
         first = store.find(found[0])
         if first is not None and first.finished:
@@ -85,7 +85,7 @@ def resolved(store: Store) -> RunSpec:
 
 
 def ask(store: Store, spec: RunSpec, *lengths: int) -> Study:
-    return lifecycle.create(store, "toy", Asked(student=spec.model_dump(mode="json"), lengths=list(lengths) or [1]))
+    return lifecycle.create(store, "toy", ToySpec(student=spec.model_dump(mode="json"), lengths=list(lengths) or [1]))
 
 
 def serve(store: Store) -> int:
@@ -217,10 +217,10 @@ def test_what_is_submitted_while_a_study_is_prepared_does_not_wait_for_it(
         before.append((runs[0].spec.seed, toy.prepared))
         real(runs, *rest)
 
-    def prepare(*asked: object) -> bool:
+    def prepare(*arguments: object) -> bool:
         if toy.prepared == 2:
             store.submit(own)
-        return Toy.prepare(toy, *asked)
+        return Toy.prepare(toy, *arguments)
 
     monkeypatch.setattr(worker, "serve_some", serving)
     monkeypatch.setattr(toy, "prepare", prepare)

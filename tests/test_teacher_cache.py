@@ -158,13 +158,13 @@ def test_cold_warm_half_filled_evicted_and_resumed_end_alike(policy: dict[str, A
     assert weights(lesson.train(spec)) == cold
     assert lesson.answered == 0, "a warm run asks nobody"
 
-    asked = 0
+    evaluated = 0
     for kind, which in ((".answers", slice(0, None, 2)), (".images", slice(1, None, 2))):  # half of it is gone
         for file in [file for file in lesson.files if file.suffix == kind][which]:
-            asked += int(kind == ".answers")
+            evaluated += int(kind == ".answers")
             file.unlink()
     assert weights(lesson.train(spec)) == cold
-    assert asked == 0 or 0 < lesson.answered < 1.1 * asked * CHUNK
+    assert evaluated == 0 or 0 < lesson.answered < 1.1 * evaluated * CHUNK
 
     shutil.rmtree(lesson.root)
     half = lesson.train(spec, stop=23)
@@ -372,8 +372,8 @@ def test_answers_that_are_kept_wrong_are_caught(lesson: Lesson, monkeypatch: pyt
     spec = spec_of(augment=["shift"])
     real = _cache.Chunk.add
 
-    def shifted(self: Any, logits: torch.Tensor, pixels: torch.Tensor, made: torch.Tensor) -> None:
-        real(self, logits.roll(1, 0), pixels, made)
+    def shifted(self: Any, logits: torch.Tensor, *rest: Any) -> None:
+        real(self, logits.roll(1, 0), *rest)
 
     monkeypatch.setattr(_cache.Chunk, "add", shifted)
     with lesson.bank(spec) as bank:
@@ -563,11 +563,11 @@ def test_kill_9_at_random_moments_changes_nothing(policy: dict[str, Any], store:
     run = store.enqueue(distilled(store, **policy))
     draw, kills = random.Random(0), 0
     while run.state is not State.FINISHED:
-        with one_worker(store) as process:
+        with one_worker(store) as running:
             seen = len(run.events())
-            while process.poll() is None and (kills >= 4 or len(run.events()) < seen + draw.randint(2, 9)):
+            while running() and (kills >= 4 or len(run.events()) < seen + draw.randint(2, 9)):
                 time.sleep(0.1 * draw.random())
-            killed = process.poll() is None
+            killed = running()
         if killed:
             kills += 1
             if kills == 3:

@@ -513,13 +513,13 @@ def test_the_command_line_and_the_desk_say_the_same(exported: tuple[Store, Run, 
     assert store.run("from-elsewhere").in_zoo
     assert "SHA-256" in (store.run("from-elsewhere").folder / "card.md").read_text()
     done = command("preflight", "from-elsewhere", "--data", "digits", "--json", store=store)
-    said, asked = (
+    said, estimated = (
         json.loads(done.stdout),
         handlers.preflight(store, CheckTeacher("from-elsewhere", parse_data("digits"))),
     )
     for name in ("scores", "suggested", "temperature", "refused", "mapping"):
-        assert said[name] == flat(asked)[name], name
-    assert "usable as a teacher" in asked.words()
+        assert said[name] == flat(estimated)[name], name
+    assert "usable as a teacher" in estimated.words()
 
 
 # --- networks with weights to start from ------------------------------------------------------------------------------

@@ -40,10 +40,10 @@ class Watching(Teacher):
 
     def __init__(self, teacher: Teacher) -> None:
         self.__dict__ |= teacher.__dict__
-        self.asked: list[torch.Tensor] = []
+        self.batches: list[torch.Tensor] = []
 
     def output(self, images: torch.Tensor) -> NetworkOutput:
-        self.asked.append(images.clone())
+        self.batches.append(images.clone())
         return super().output(images)
 
 
@@ -93,7 +93,7 @@ def test_mixed_images_train_resume_exactly_and_reach_the_teacher(mixing: str, di
     assert batch.labels.shape == (128, 10)
     watched = Watching(teacher)
     Training([spec], digits, watched).advance()
-    assert torch.equal(watched.asked[0], batch.images)
+    assert torch.equal(watched.batches[0], batch.images)
     answers = torch.softmax(teacher.logits(batch.images), 1)
     agreement, chance = (float((answers * said).sum()) for said in (batch.labels, batch.labels.roll(1, 0)))
     assert agreement > 1.5 * chance, "the label says what the teacher sees"
@@ -148,7 +148,7 @@ def test_lockstep_asks_the_teacher_once_a_step(digits: Splits, teacher: Teacher)
     watched = Watching(teacher)
     training = Training([tiny(teacher="t"), tiny(teacher="t", loss="logit_mse")], digits, watched)
     training.advance()
-    assert [len(images) for images in watched.asked] == [128]
+    assert [len(images) for images in watched.batches] == [128]
 
 
 def test_lockstep_refuses_what_cannot_be_paired(digits: Splits) -> None:
@@ -345,7 +345,7 @@ def test_views_are_shared_by_teacher_and_student(digits: Splits, teacher: Teache
     training = Training([tiny(teacher="t", augment=["flip", "shift"])], digits, watched)
     training.students[0].classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
     training.advance()
-    assert torch.equal(watched.asked[0], seen[0])
+    assert torch.equal(watched.batches[0], seen[0])
     rows = training.views(0).rows.numpy()
     assert not np.array_equal(seen[0].numpy(), digits.train.images[rows])
 

@@ -230,7 +230,7 @@ def test_a_spec_needs_a_teacher_and_a_loss_that_needs_no_label() -> None:
     for fields, words in (
         ({"data": unlabeled}, "has no targets without a teacher"),
         ({"data": unlabeled, "teacher": "t", "loss": "dkd"}, "needs the label of every image"),
-        ({"data": {"source": "digits", "unlabeled": "digits"}, "teacher": "t"}, "the folder of the labeled images"),
+        ({"data": {"source": "digits", "unlabeled": "digits"}, "teacher": "t"}, "no labeled images"),
     ):
         with pytest.raises(BadSpec, match=words):
             tiny(**fields)
@@ -302,3 +302,28 @@ def test_the_command_line_distills_with_unlabeled_images(train: Train, store: St
     refused = program("train", tmp_path / "spec.yaml", *change, "--set", "teacher=null", store=store)
     assert refused.returncode == 2
     assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("where", ["beside", "below", "stayed"])
+def test_unlabeled_images_move_along_with_the_labeled_ones(where: str, tmp_path: Path) -> None:
+    home, cache = tmp_path / "home", tmp_path / "cache"
+    for number, name in enumerate("ab"):
+        pictures(home / "labeled" / name, fresh(20, seed=number + 1))
+    folder = {"beside": home / "more", "below": home / "much" / "more", "stayed": tmp_path / "more"}[where]
+    more = pictures(folder, fresh(12, seed=9))
+    spec = DataSpec(source=str(home / "labeled"), unlabeled=str(more))
+    before = data.load(spec, cache)
+    assert before.unlabeled is not None
+    filled = before.filled(spec)
+    assert filled.unlabeled_fingerprint
+    home.rename(tmp_path / "away")
+    shutil.rmtree(cache)
+    with data.found_at(str(tmp_path / "away" / "labeled")) as notes:
+        after = data.load(filled, cache)
+    assert after.unlabeled is not None
+    assert after.unlabeled.fingerprint == before.unlabeled.fingerprint
+    assert len(notes) == (1 if where == "stayed" else 2)
+    assert data.load(filled, cache).unlabeled is not None  # remembered
+    shutil.rmtree(tmp_path / "away" / "labeled")
+    with data.found_at(str(tmp_path / "away" / "labeled")), pytest.raises(BadData, match="does not exist"):
+        data.load(filled, cache)

@@ -27,7 +27,7 @@ from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadSpec
 from smallalign_core.metrics import log_softmax, wilson
 from smallalign_core.networks import BaseClassifier
-from smallalign_core.spec import Augment, Mixing
+from smallalign_core.spec import Augment, Code, Mixing
 from smallalign_core.system.batching import in_batches
 
 LEAST, MOST = 512, 2048
@@ -125,12 +125,12 @@ class LabelCheck:
         strengths = sorted({*grid, strength} - {0.0})
         curve = [scaled(alone, value, shape) for value in strengths]
         now = scaled(alone, strength, shape)
-        asked = dict.fromkeys([(), now, *single, *curve])
-        asked = dict.fromkeys(one for one in asked if one not in self._known)
+        policies = dict.fromkeys([(), now, *single, *curve])
+        policies = dict.fromkeys(one for one in policies if one not in self._known)
         batches = self.draws * -(-len(self.images) // BATCH)
-        for place, one in enumerate(asked):
+        for place, one in enumerate(policies):
             for done in self._ask(one):
-                yield (place + done / batches) / len(asked)
+                yield (place + done / batches) / len(policies)
         whole = self._known[now]
         parts = tuple(
             PartEffect(index, part.kind, part_label((scaled_part or (part,))[0]), self._effect(scaled_part, strength))
@@ -318,5 +318,7 @@ def _warnings(
 
 def part_label(part: Augment) -> str:
     """A transform with its values, as short text."""
+    if isinstance(part, Code):
+        return part.shown
     values = [value for name, value in part.model_dump().items() if name not in ("kind", "probability")]
     return " ".join([part.kind, *(f"{value:g}" if isinstance(value, float) else str(value) for value in values)])

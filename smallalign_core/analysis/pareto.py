@@ -143,7 +143,7 @@ def words(found: ParetoFront) -> str:
     """The runs that pass all limits, and those that are dominated, as text."""
     limits, names = found.limits, {one.id: one.name for one in found.candidates}
     in_precision = "" if limits.precision == "fp32" else f" in {limits.precision}"
-    asked = [
+    within = [
         text
         for text in (
             None if limits.kb is None else f"at most {limits.kb:,g} kB{in_precision}",
@@ -153,11 +153,11 @@ def words(found: ParetoFront) -> str:
         if text
     ]
     parts = []
-    if asked:
+    if within:
         passing = [one.name for one in found.candidates if not one.fails]
         says = f"pass{'es' if len(passing) == 1 else ''} all limits"
         parts.append(f"{', '.join(passing) if passing else 'No run'} {says if passing else 'passes all limits'}")
-        parts[0] += f" ({', '.join(asked)})."
+        parts[0] += f" ({', '.join(within)})."
     for one in found.candidates:
         if one.dominated_by is not None:
             better = names[one.dominated_by]

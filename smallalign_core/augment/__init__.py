@@ -27,8 +27,10 @@ from smallalign_core.augment._mix import as_probabilities as as_probabilities
 from smallalign_core.augment._parts import check as check
 from smallalign_core.augment._sheet import sheet as sheet
 from smallalign_core.augment._strength import scaled as scaled
-from smallalign_core.data import ImageSet
+from smallalign_core.data import ImageSet, Splits
 from smallalign_core.spec import Augment, Mixing, RunSpec
+from smallalign_core.spec.augment import PythonAugment, drops_labels
+from smallalign_core.system.device import held, to_device
 
 # Streams of random numbers: parts of the policy use 0, 1, 2, ...; these are for what no part of a policy draws.
 ORDER = 0xFFFF  # shuffles an epoch
@@ -93,12 +95,10 @@ class Views:
         self.device, self._share = torch.device(device), share
         _parts.check(policy, images.shape)
         self._classes = len(images.classes)
-        # A memory-mapped array stays on disk: only the rows of a batch are read.
+        # A memory-mapped array stays on disk, and what is too large for a GPU in memory: the rows of a batch are read.
         self._images = images.images
         self._labels = torch.from_numpy(np.ascontiguousarray(images.labels))
-        self._held: Tensor | None = None
-        if isinstance(images.images, np.ndarray):
-            self._held = torch.from_numpy(np.ascontiguousarray(images.images)).to(self.device)
+        self._held = held(images.images, self.device)
         self._drawn: dict[tuple[int, int], NDArray[np.float64]] = {}
         self._order: dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
         self._ready: dict[int, Tensor] = {}
@@ -121,16 +121,16 @@ class Views:
         Args:
             made: its images before any mixing, where they were kept; without them they are made now.
         """
-        rows, _ = self.sample_indices(step)
+        rows, view = self.sample_indices(step)
         mine = self._share
         if self.policy and isinstance(last := self.policy[-1], Mixing):
             images = self._made(step) if made is None else made
-            labels = self._labels[rows].to(self.device)
+            labels = to_device(self._labels_of(rows, view), self.device)
             draws = self._generator(step, MIX).random((self.batch, _mix.COLUMNS))
             images, labels = (whole[mine] for whole in _mix.mixed(last, images, labels, self._classes, draws))
         else:
             images = self._made(step, mine) if made is None else made[mine]
-            labels = self._labels[rows[mine]].to(self.device)
+            labels = to_device(self._labels_of(rows[mine], view[mine]), self.device)
         return Batch(torch.from_numpy(rows[mine]), images, labels)
 
     def _made(self, step: int, mine: slice = slice(None)) -> Tensor:
@@ -162,11 +162,8 @@ class Views:
         if not self.policy:
             return images
         canvas = Canvas(images)
-        several = [(number, view == number) for number in np.unique(view).tolist()]  # a batch may end one epoch
         for stream, part in enumerate(self.policy):
-            draws = np.empty((len(rows), _parts.columns(part)))
-            for number, here in several:
-                draws[here] = self._uniform(number, stream, rows[here])
+            draws = self._draws(stream, rows, view)
             _parts.apply(part, canvas, draws, partial(self._normal, rows, view, stream))
         return canvas.to_uint8()
 
@@ -178,14 +175,16 @@ class Views:
         """As `seen`, with its label: int64 [], or float32 [classes] where the policy mixes images."""
         number = view % self.fixed if self.fixed else view
         if not (self.policy and isinstance(last := self.policy[-1], Mixing)):
-            return self.augmented(np.array([row]), np.array([number]))[0], self._labels[row]
+            only = np.array([row]), np.array([number])
+            return self.augmented(*only)[0], self._labels_of(*only)[0]
         epoch = view if self._balanced is None else self._balanced.epoch_of(row, view)
         found, met = self._turns(epoch)
         step, place = divmod(epoch * self.count + int(np.flatnonzero((found == row) & (met == view))[0]), self.batch)
         rows, views = self.sample_indices(step)
         draws = self._generator(step, MIX).random((self.batch, _mix.COLUMNS))
         pair = np.array([place, _mix.partners(draws)[place]])  # of two images each is the other's partner
-        made, labels = self.augmented(rows[pair], views[pair]), self._labels[rows[pair]].to(self.device)
+        made = self.augmented(rows[pair], views[pair])
+        labels = to_device(self._labels_of(rows[pair], views[pair]), self.device)
         made, labels = _mix.mixed(last, made, labels, self._classes, draws[pair])
         return made[0], labels[0]
 
@@ -197,23 +196,25 @@ class Views:
         Returns:
             int64 [B], a permutation of the positions.
         """
-        classes = (labels.argmax(1) if labels.ndim > 1 else labels).cpu().numpy()
-        order = np.lexsort((self._generator(step, SHUFFLE).random(len(classes)), classes))
-        sizes = np.unique(classes, return_counts=True)[1]
-        lone = sizes == 1
-        ends = np.cumsum(sizes)
-        following = np.arange(1, len(order) + 1)
-        following[ends - 1] = ends - sizes  # the last of a class is followed by its first
-        alone = (ends - 1)[lone]
-        following[alone] = np.roll(alone, 1)  # a class of one: its image changes places with another such
-        chosen = np.empty(len(order), np.int64)
-        chosen[order] = order[following]
-        return torch.from_numpy(chosen).to(labels.device)
+        classes, count = (labels.argmax(1) if labels.ndim > 1 else labels), len(labels)
+        drawn = to_device(np.argsort(self._generator(step, SHUFFLE).random(count), kind="stable"), labels.device)
+        # Nothing here has a size that depends on the labels: a GPU would have to finish its work before it is known.
+        order = drawn[classes[drawn].argsort(stable=True)]
+        grouped, places = classes[order], torch.arange(count, device=labels.device)
+        edge = torch.ones(1, dtype=torch.bool, device=labels.device)
+        parted = grouped[1:] != grouped[:-1]
+        first, last = torch.cat([edge, parted]), torch.cat([parted, edge])
+        lone = first & last
+        alone, number = lone.logical_not().long().argsort(stable=True), lone.sum().clamp(min=1)  # theirs come first
+        next_alone = alone[(lone.long().cumsum(0) - 2) % number]  # their images change places with each other
+        following = torch.where(last, torch.searchsorted(grouped, grouped), places + 1)  # the first follows the last
+        following = torch.where(lone, next_alone, following)
+        return torch.empty_like(order).scatter_(0, order, order[following])
 
     def _fetch(self, rows: NDArray[np.int64]) -> Tensor:
         if self._held is None:
-            return torch.from_numpy(self._images[rows]).to(self.device)
-        return self._held.index_select(0, torch.from_numpy(rows).to(self.device))
+            return to_device(self._images[rows], self.device)
+        return self._held.index_select(0, to_device(rows, self.device))
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """The rows in the order in which `epoch` meets them."""
@@ -230,6 +231,22 @@ class Views:
                 rows, met = self._balanced.epoch(epoch)
                 self._order[epoch] = rows[order], met[order]
         return self._order[epoch]
+
+    def _labels_of(self, rows: NDArray[np.int64], view: NDArray[np.int64]) -> Tensor:
+        """The labels of some views: -1 where a part of the user's own was applied that keeps no label."""
+        labels = self._labels[rows]
+        for stream, part in enumerate(self.policy):
+            if isinstance(part, PythonAugment) and not part.label_preserving:
+                labels[torch.from_numpy(_parts.applied(part, self._draws(stream, rows, view)))] = -1
+        return labels
+
+    def _draws(self, stream: int, rows: NDArray[np.int64], view: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Uniform draws [len(rows), columns] of one part of the policy: view number `view[i]` of image `rows[i]`."""
+        draws = np.empty((len(rows), _parts.columns(self.policy[stream])))
+        for number in np.unique(view).tolist():  # a batch may end one epoch
+            here = view == number
+            draws[here] = self._uniform(number, stream, rows[here])
+        return draws
 
     def _uniform(self, view: int, stream: int, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """[len(rows), columns] uniform numbers in [0, 1) of some images, for one view and one part of the policy.
@@ -270,6 +287,11 @@ def of_run(spec: RunSpec, images: ImageSet, device: torch.device | str = "cpu", 
     """The views that `spec` trains on."""
     how: dict[str, Any] = {"seed": spec.seed, "fixed": spec.views, "sampling": spec.sampling}
     return Views(images, spec.augment, batch=spec.batch, device=device, share=share, **how)
+
+
+def lacks_labels(spec: RunSpec, splits: Splits) -> bool:
+    """Whether some training images have the label -1."""
+    return splits.unlabeled is not None or drops_labels(spec.augment)
 
 
 def steps_of(spec: RunSpec, images: int) -> int:

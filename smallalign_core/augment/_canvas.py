@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from smallalign_core.system.device import to_device
+
 Rows = NDArray[np.int64]
 Numbers = NDArray[np.float64]
 
@@ -86,7 +88,7 @@ class Canvas:
             self.pixels, self._own = self.pixels.float(), True
 
     def _index(self, rows: Rows) -> Tensor:
-        return torch.from_numpy(rows).to(self.pixels.device)
+        return to_device(rows, self.pixels.device)
 
     def _take(self, rows: Rows) -> Tensor:
         return self.pixels if len(rows) == len(self) else self.pixels[self._index(rows)]
@@ -140,14 +142,14 @@ def _copied(images: Tensor, moves: Numbers) -> Tensor:
     picked = _picked(images, *source)
     if not all(whole.all() for whole in inside):
         seen = inside[0][:, None, :, None] & inside[1][:, None, None, :]
-        picked *= torch.from_numpy(seen).to(images.device)
+        picked *= to_device(seen, images.device)
     return picked
 
 
 def _picked(images: Tensor, down: Rows, right: Rows) -> Tensor:
     """out[i, c, y, x] = images[i, c, down[i, y], right[i, x]]."""
     count, channels, _, width = images.shape
-    flat = torch.from_numpy(down[:, :, None] * width + right[:, None, :]).to(images.device).view(count, 1, -1)
+    flat = to_device(down[:, :, None] * width + right[:, None, :], images.device).view(count, 1, -1)
     return images.reshape(count, channels, -1).gather(2, flat.expand(-1, channels, -1)).view(images.shape)
 
 
@@ -167,7 +169,7 @@ def _warp(images: Tensor, moves: Numbers) -> Tensor:
     height, width = images.shape[-2:]
     theta = _theta(moves, height, width)[:, :2].transpose(0, 2, 1).astype(np.float32, order="C")
     # What x adds, plus what y adds, as one complex sum: 14 times faster than F.affine_grid, which multiplies matrices.
-    x, y, shift = torch.view_as_complex(torch.from_numpy(theta).to(images.device)).unbind(1)
+    x, y, shift = torch.view_as_complex(to_device(theta, images.device)).unbind(1)
     across = x[:, None] * _middles(width, images.device) + shift[:, None]
     down = y[:, None] * _middles(height, images.device)
     grid = torch.view_as_real(across[:, None, :] + down[:, :, None])
@@ -177,7 +179,7 @@ def _warp(images: Tensor, moves: Numbers) -> Tensor:
 def _bend(images: Tensor, moves: Numbers, rim: NDArray[np.bool_]) -> Tensor:
     """As `_warp`, for homographies, and for images with a kept rim."""
     height, width = images.shape[-2:]
-    t = torch.from_numpy(_theta(moves, height, width).astype(np.float32)).to(images.device)[:, :, :, None, None]
+    t = to_device(_theta(moves, height, width).astype(np.float32), images.device)[:, :, :, None, None]
     y = _middles(height, images.device).view(1, height, 1)
     x = _middles(width, images.device).view(1, 1, width)
     below = t[:, 2, 0] * x + t[:, 2, 1] * y + t[:, 2, 2]
@@ -187,7 +189,7 @@ def _bend(images: Tensor, moves: Numbers, rim: NDArray[np.bool_]) -> Tensor:
         place = (t[:, axis, 0] * x + t[:, axis, 1] * y + t[:, axis, 2]) / torch.where(ahead, below, 1)
         places.append(torch.where(ahead, place, 3))
     inside = (places[0].abs() <= 1 + 1e-5) & (places[1].abs() <= 1 + 1e-5)
-    inside &= torch.from_numpy(rim).to(images.device)[:, None, None]
+    inside &= to_device(rim, images.device)[:, None, None]
     for axis, side in ((0, width), (1, height)):
         places[axis] = torch.where(inside, places[axis].clamp(1 / side - 1, 1 - 1 / side), places[axis])
     grid = torch.stack(places, dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import assert_never
 
 from smallalign_core.spec.augment import (
@@ -21,6 +22,7 @@ from smallalign_core.spec.augment import (
     Noise,
     Perspective,
     Posterize,
+    PythonAugment,
     RandAugment,
     ResizedCrop,
     Rotate,
@@ -28,6 +30,7 @@ from smallalign_core.spec.augment import (
     Solarize,
     TrivialAugment,
 )
+from smallalign_core.spec.python import on_one_line
 
 PADDING = {"black": "constant", "edge": "edge", "mirror": "reflect"}
 
@@ -42,7 +45,10 @@ def as_code(policy: tuple[Augment, ...], *, size: tuple[int, int], classes: int)
         classes: number of classes, which torchvision's mixing needs.
     """
     lines = [line for part in policy if not isinstance(part, Mixing) for line in _lines(part, size)]
-    text = "import torch\nfrom torchvision.transforms import v2\n\n"
+    own = [part for part in policy if isinstance(part, PythonAugment)]
+    text = "from importlib import import_module\n" if any(part.file for part in own) else ""
+    text += "from importlib.metadata import entry_points\n" if any(part.entry for part in own) else ""
+    text += "import torch\nfrom torchvision.transforms import v2\n\n"
     text += "# One uint8 image [C, H, W] at a time: on a batch torchvision samples once for all of its images.\n"
     text += "augment = v2.Compose([\n" + "".join(f"    {line}\n" for line in lines or ["v2.Identity(),"]) + "])\n"
     for part in policy:
@@ -120,6 +126,12 @@ def _transform(part: Augment, size: tuple[int, int]) -> list[str]:  # noqa: C901
             return [f"v2.TrivialAugmentWide({straight})", f"torchvision moves by up to 32 pixels on any size{note}"]
         case AugMix():
             return [f"v2.AugMix(severity={max(1, round(part.severity))}, all_ops=False)"]
+        case PythonAugment():
+            given = f"({on_one_line(part.arguments)})"
+            note = "it needs `channels`, `size` and `strength` too, if it takes them"
+            if part.file is None:
+                return [f'entry_points(group="{part.group}")["{part.entry}"].load(){given}', f"Your own; {note}"]
+            return [f'import_module("{Path(part.file_name).stem}").{part.call}{given}', f"{part.file_name}; {note}"]
         case MixUp() | CutMix():
             return []
         case _:

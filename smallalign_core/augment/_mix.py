@@ -11,6 +11,7 @@ from torch import Tensor
 
 from smallalign_core.augment._canvas import Numbers, Rows
 from smallalign_core.spec.augment import CutMix, Mixing, MixUp
+from smallalign_core.system.device import to_device
 
 COLUMNS = 5  # uniform draws per position: whether, partner, amount, and the place of a rectangle
 
@@ -30,24 +31,24 @@ def mixed(part: Mixing, images: Tensor, labels: Tensor, classes: int, draws: Num
     chosen = draws[:, 0] < part.probability if count > 1 else np.zeros(count, bool)
     partner = partners(draws)
     share = np.where(chosen, _beta(part.alpha, draws[:, 2]), 1.0)
-    other = images[torch.from_numpy(partner).to(images.device)]
+    other = images[to_device(partner, images.device)]
     match part:
         case MixUp():
-            weight = torch.from_numpy(share.astype(np.float32)).to(images.device)
+            weight = to_device(share.astype(np.float32), images.device)
             blended = torch.lerp(other.float(), images.float(), weight.view(-1, 1, 1, 1)).round_().to(torch.uint8)
         case CutMix():
             blended, share = _cut(images, other, share, draws[:, 3:5])
-            weight = torch.from_numpy(share.astype(np.float32)).to(images.device)
+            weight = to_device(share.astype(np.float32), images.device)
         case _:
             assert_never(part)
     known = as_probabilities(labels, classes)
     weight = weight[:, None]
-    return blended, weight * known + (1 - weight) * known[torch.from_numpy(partner).to(labels.device)]
+    return blended, weight * known + (1 - weight) * known[to_device(partner, labels.device)]
 
 
 def as_probabilities(labels: Tensor, classes: int) -> Tensor:
     """Labels int64 [B] as float32 [B, classes]: 1 at the class; a row of zeros where there is no label (-1)."""
-    return F.one_hot(labels.clamp_min(0), classes).float() * (labels >= 0)[:, None]
+    return F.one_hot(labels.clamp_min(0), max(1, classes))[:, :classes].float() * (labels >= 0)[:, None]
 
 
 def partners(draws: Numbers) -> Rows:
@@ -80,5 +81,5 @@ def _cut(images: Tensor, other: Tensor, share: Numbers, centres: Numbers) -> tup
         place: Rows = np.arange(side)
         inside.append((place >= begin[:, None]) & (place < end[:, None]))
         area = area * (end - begin) / side
-    mask = torch.from_numpy(inside[0][:, None, :, None] & inside[1][:, None, None, :]).to(images.device)
+    mask = to_device(inside[0][:, None, :, None] & inside[1][:, None, None, :], images.device)
     return torch.where(mask, other, images), 1 - area

@@ -8,11 +8,10 @@ from functools import partial
 from typing import assert_never
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from smallalign_core.augment import _paint, _several
+from smallalign_core.augment import _paint, _python, _several
 from smallalign_core.augment._canvas import Canvas, Numbers, Rows
 from smallalign_core.errors import BadSpec
 from smallalign_core.spec.augment import (
@@ -30,6 +29,7 @@ from smallalign_core.spec.augment import (
     Perspective,
     Photometric,
     Posterize,
+    PythonAugment,
     ResizedCrop,
     Rotate,
     Several,
@@ -37,6 +37,7 @@ from smallalign_core.spec.augment import (
     Solarize,
     misplaced,
 )
+from smallalign_core.system.device import to_device
 
 SMALLEST_ERASED = 0.02
 LONGEST_ERASED = 3.3  # ratio of the sides, as in the paper
@@ -56,6 +57,7 @@ def check(policy: tuple[Augment, ...], shape: tuple[int, int, int]) -> None:
 
     Raises:
         BadSpec: naming the part, what it was given, and what to do.
+        BadInput, BadModel, Refused: a user's own part, which is tried on images of noise.
     """
     channels, height, width = shape
     side = min(height, width)
@@ -89,6 +91,8 @@ def check(policy: tuple[Augment, ...], shape: tuple[int, int, int]) -> None:
                     given=part.sigma,
                     do=f"set sigma to at most {(side - 1) // 3}" if side > 3 else "remove the blur",
                 )
+            case PythonAugment():
+                _python.check(part, shape)
 
 
 def _counted(channels: int) -> str:
@@ -100,11 +104,17 @@ def blur_radius(part: Blur) -> int:
     return math.ceil(3 * part.sigma)
 
 
+def applied(part: Augment, draws: Numbers) -> NDArray[np.bool_]:
+    """[N]: to which images `part` is applied, by uniform draws [N, columns(part)]."""
+    chance = _python.chance(part) if isinstance(part, PythonAugment) else part.probability
+    return np.asarray(draws[:, 0] < chance)
+
+
 def apply(part: Augment, canvas: Canvas, draws: Numbers, pixels: Pixels) -> None:
     """Draw `part` on a canvas, with uniform draws [N, columns(part)]."""
     if isinstance(part, Mixing):
         return  # it needs the whole batch: see _mix
-    rows = np.flatnonzero(draws[:, 0] < part.probability)
+    rows = np.flatnonzero(applied(part, draws))
     if not len(rows):
         return
     draws = draws[rows, 1:]
@@ -112,6 +122,8 @@ def apply(part: Augment, canvas: Canvas, draws: Numbers, pixels: Pixels) -> None
         _move(part, canvas, rows, draws)
     elif isinstance(part, Photometric):
         _paint_on(part, canvas, rows, draws, pixels)
+    elif isinstance(part, PythonAugment):
+        canvas.paint(rows, lambda images: _python.transformed(part, images, draws[:, 0]))
     else:
         _several.apply(part, canvas, rows, draws)
 
@@ -201,7 +213,7 @@ def _paint_on(part: Photometric, canvas: Canvas, rows: Rows, draws: Numbers, pix
     device = canvas.pixels.device
 
     def numbers(values: Numbers | float) -> Tensor:
-        return torch.from_numpy(np.broadcast_to(values, len(rows)).astype(np.float32)).to(device)
+        return to_device(np.broadcast_to(values, len(rows)).astype(np.float32), device)
 
     match part:
         case Colour():
@@ -216,10 +228,10 @@ def _paint_on(part: Photometric, canvas: Canvas, rows: Rows, draws: Numbers, pix
             sigma = numbers(SHARPEST_BLUR + draws[:, 0] * (part.sigma - SHARPEST_BLUR))
             canvas.paint(rows, lambda images: _paint.blur(images, sigma, blur_radius(part)))
         case Noise():
-            grain = torch.from_numpy(pixels(rows)).to(device) * (_paint.WHITE * part.amount)
+            grain = to_device(pixels(rows), device) * (_paint.WHITE * part.amount)
             canvas.paint(rows, lambda images: (images + grain).clamp_(0, _paint.WHITE))
         case Erase():
-            places = [torch.from_numpy(place).to(device) for place in _rectangle(part, draws, *canvas.size)]
+            places = [to_device(place, device) for place in _rectangle(part, draws, *canvas.size)]
             canvas.paint(rows, lambda images: _paint.erase(images, *places))
         case Posterize():
             canvas.paint(rows, lambda images: _paint.posterize(images, numbers(part.bits)))

@@ -17,6 +17,7 @@ from torch import Tensor
 from smallalign_core.augment import _paint
 from smallalign_core.augment._canvas import Canvas, Numbers, Rows
 from smallalign_core.spec.augment import AugMix, RandAugment, TrivialAugment
+from smallalign_core.system.device import to_device
 
 MOVING = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 WITHOUT_OVERLAP = (*MOVING, "posterize", "solarize", "autocontrast", "equalize")
@@ -161,4 +162,4 @@ def _paint_one(canvas: Canvas, rows: Rows, name: str, space: Space, strength: Nu
 
 
 def _numbers(values: Numbers, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(device)
+    return to_device(np.ascontiguousarray(values, dtype=np.float32), device)

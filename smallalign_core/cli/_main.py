@@ -32,8 +32,9 @@ from smallalign_core.cli.check import check
 from smallalign_core.cli.compare import compare
 from smallalign_core.cli.dashboard import dashboard
 from smallalign_core.cli.data import inspect
-from smallalign_core.cli.export import export, verify
+from smallalign_core.cli.export import export, push, verify
 from smallalign_core.cli.landscape import landscape
+from smallalign_core.cli.mcp import mcp
 from smallalign_core.cli.models import convert, import_, networks, preflight
 from smallalign_core.cli.prune import prune
 from smallalign_core.cli.runs import app as runs_app
@@ -42,7 +43,7 @@ from smallalign_core.cli.studies import optimizers, scale
 from smallalign_core.cli.train import ablate, submit, train
 from smallalign_core.errors import BadInput, SmallAlignError, of_system
 from smallalign_core.runs.store import Store, looked_at
-from smallalign_core.service import augmentation_api, backend, backends, requests, worker
+from smallalign_core.service import augmentation_api, backend, backends, requests, several, worker
 from smallalign_core.spec import DataSpec, parse_data, read_policy
 from smallalign_core.system import usercode
 from smallalign_core.system.files import write_folder
@@ -67,7 +68,9 @@ for command in (
     compare,
     landscape,
     export,
+    push,
     verify,
+    mcp,
 ):
     app.command()(command)
 app.command("worth", hidden=True)(ablate)  # its name until 2026-11
@@ -114,8 +117,8 @@ def preview(
     )
     report = None
     if teacher:
-        asked = requests.CheckLabels(parts, source, teacher, strength=strength, seed=seed, limit=limit)
-        checked = augmentation_api.risk(place, asked).report
+        request = requests.CheckLabels(parts, source, teacher, strength=strength, seed=seed, limit=limit)
+        checked = augmentation_api.risk(place, request).report
         report = checked and checked.report
     text_of = augmentation_api.code(place, requests.WritePolicy(parts, source, strength=strength))
     files: dict[str, str | bytes] = {
@@ -137,6 +140,10 @@ def preview(
 def worker_(
     store: StoreOption = MODELS,
     device: DeviceOption = "auto",
+    devices: Annotated[
+        str | None,
+        typer.Option("--devices", help="Several, a worker process each: cuda:0,cuda:1, or all for every GPU."),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Stop when the queue is empty.")] = False,
     while_pid: Annotated[
         int | None, typer.Option("--while-pid", help="Stop when the queue is empty and this process has exited.")
@@ -146,7 +153,11 @@ def worker_(
     """Train queued runs, oldest first."""
     worker.main_log()
     stop = worker.stop_on_signals()
-    taken = worker.serve(Store(store), device=device, once=once, while_pid=while_pid, stop=stop)
+    if devices is not None:
+        found = several.devices(devices)
+        taken = several.serve(Store(store), found, once=once, while_pid=while_pid, stop=stop)
+    else:
+        taken = worker.serve(Store(store), device=device, once=once, while_pid=while_pid, stop=stop)
     answer({"taken": taken}, json, f"runs executed: {taken}")
 
 

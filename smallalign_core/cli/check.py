@@ -1,4 +1,4 @@
-"""The command `check`: the contract checks of the library on a user's own network or loss."""
+"""The command `check`: the contract checks of the library on a user's own network, loss, transform or reader."""
 
 from __future__ import annotations
 
@@ -15,15 +15,24 @@ from rich.table import Table
 
 from smallalign_core.cli._shared import JsonOption, answer
 from smallalign_core.errors import BadInput, BadSpec, SmallAlignError
-from smallalign_core.spec import PythonLoss, PythonNetwork, part_of
+from smallalign_core.spec import Code, PythonAugment, PythonLoss, PythonNetwork, part_of
+from smallalign_core.spec.data import PythonReader
 from smallalign_core.system import usercode
 
-Kind = Literal["network", "loss"]
+Kind = Literal["network", "loss", "augmentation", "reader"]
+PARTS: dict[Kind, type[Code]] = {
+    "network": PythonNetwork,
+    "loss": PythonLoss,
+    "augmentation": PythonAugment,
+    "reader": PythonReader,
+}
+BY_PARAMETER: dict[str, Kind] = {"student": "loss", "classes": "network", "source": "reader"}
+"""Parameters that only functions of one kind have."""
 IMPORT = "import"
 
 
 def check(
-    file: Annotated[Path, typer.Argument(help="A Python file with a network or a loss of yours.")],
+    file: Annotated[Path, typer.Argument(help="A Python file with a network, loss, transform or reader of yours.")],
     call: Annotated[
         str | None, typer.Option("--call", help="Function or class; default: make, or loss if there is one.")
     ] = None,
@@ -31,11 +40,19 @@ def check(
         list[str] | None, typer.Option("--with", help="A keyword argument: width=24. May be repeated.")
     ] = None,
     kind: Annotated[
-        Kind | None, typer.Option("--kind", help="Default: loss if the function has a parameter `student`.")
+        Kind | None,
+        typer.Option(
+            "--kind",
+            help="Default: loss if the function has a parameter `student`, network if it has `classes`, reader if it "
+            "has `source`, else augmentation.",
+        ),
     ] = None,
     classes: Annotated[int, typer.Option("--classes", min=2, max=10_000, help="Number of classes.")] = 10,
     channels: Annotated[int, typer.Option("--channels", min=1, max=3, help="Channels of the images.")] = 3,
     size: Annotated[int, typer.Option("--size", min=4, max=512, help="Side of the images in pixels.")] = 32,
+    data_source: Annotated[
+        Path | None, typer.Option("--data", help="The folder or file that a reader reads; default: that of the file.")
+    ] = None,
     zero: Annotated[
         bool, typer.Option("--zero", help="The loss claims to be 0 where student and teacher logits are equal.")
     ] = False,
@@ -43,14 +60,14 @@ def check(
     inside: Annotated[bool, typer.Option("--inside", hidden=True, help="Do the checks in this process.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Check a network or a loss of yours. Exit code 1 if a check fails.
+    """Check a network, loss, image transform or dataset reader of yours. Exit code 1 if a check fails.
 
     The file runs in a process of its own, with a time limit.
     """
     shape = (channels, size, size)
     usercode.read(file)
     if inside:
-        for line in _findings(file, ", ".join(given or []), call, kind, classes, shape, zero=zero):
+        for line in _findings(file, ", ".join(given or []), call, kind, classes, shape, data_source, zero=zero):
             sys.stdout.write(jsonlib.dumps(line) + "\n")
             sys.stdout.flush()
         return
@@ -59,6 +76,7 @@ def check(
         *(["--call", call] if call else []),
         *(["--kind", kind] if kind else []),
         *(["--zero"] if zero else []),
+        *(["--data", str(data_source)] if data_source else []),
     ]
     arguments += [word for one in given or [] for word in ("--with", one)]
     found, what = _by_child(file, arguments, seconds)
@@ -115,6 +133,7 @@ def _findings(
     kind: Kind | None,
     classes: int,
     shape: tuple[int, int, int],
+    source: Path | None,
     *,
     zero: bool,
 ) -> Iterator[dict[str, Any]]:
@@ -127,22 +146,24 @@ def _findings(
     yield {"doing": IMPORT}
     try:
         kind, call = _what(file, call, kind, sha256)
-        part: PythonLoss | PythonNetwork
-        if kind == "loss":
-            part = part_of(PythonLoss, {**fields, "call": call})
-        else:
-            part = part_of(PythonNetwork, {**fields, "call": call})
+        part = part_of(PARTS[kind], {**fields, "call": call})
     except SmallAlignError as error:
         if isinstance(error, BadSpec):
             raise
         yield {"check": IMPORT, "passed": False, "words": str(error)}
         return
     yield {"check": IMPORT, "passed": True, "words": f"{file.name} has {call}", "part": f"{kind}: {part.shown}"}
-    todo = (
-        contracts.of_loss(part, classes=classes, zero=zero)
-        if isinstance(part, PythonLoss)
-        else contracts.of_network(part, classes=classes, shape=shape)
-    )
+    match part:
+        case PythonLoss():
+            todo = contracts.of_loss(part, classes=classes, zero=zero)
+        case PythonNetwork():
+            todo = contracts.of_network(part, classes=classes, shape=shape)
+        case PythonAugment():
+            todo = contracts.of_augmentation(part, shape=shape)
+        case PythonReader():
+            todo = contracts.of_reader(part, (source or file.parent).resolve())
+        case _:
+            raise AssertionError(part)
     for name, done in todo:
         yield {"doing": name}
         try:
@@ -155,7 +176,8 @@ def _findings(
 
 def _what(file: Path, call: str | None, kind: Kind | None, sha256: str) -> tuple[Kind, str]:
     """The kind of a part, and its function: as given, or found in the file."""
-    names = [call] if call else {"loss": ["loss"], "network": ["make"], None: ["make", "loss"]}[kind]
+    usual = {str(one.model_fields["call"].default): None for one in ([PARTS[kind]] if kind else PARTS.values())}
+    names = [call] if call else list(usual)
     for name in names:
         try:
             found = usercode.function_of(file.resolve(), name, sha256)
@@ -163,6 +185,6 @@ def _what(file: Path, call: str | None, kind: Kind | None, sha256: str) -> tuple
             if name == names[-1]:
                 raise
             continue
-        takes = "student" in usercode.accepted(found, {"student": None})
-        return kind or ("loss" if takes else "network"), name
+        kinds: list[Kind] = [of for has, of in BY_PARAMETER.items() if usercode.accepted(found, {has: None})]
+        return kind or (kinds[0] if kinds else "augmentation"), name
     raise AssertionError

@@ -10,6 +10,7 @@ import typer
 from smallalign_core.analysis import data_quality
 from smallalign_core.cli._shared import MODELS, JsonOption, SetOption, StoreOption, answer, data_fields, progress
 from smallalign_core.errors import BadInput
+from smallalign_core.runs import python_files
 from smallalign_core.runs.store import Store
 from smallalign_core.service import handlers
 from smallalign_core.service.requests import Inspect
@@ -40,7 +41,7 @@ def inspect(
         raise BadInput(
             "the decisions file exists already or its folder does not", given=decide, do="choose another name"
         )
-    spec = parse_data(data_fields(data_source, set))
+    spec = python_files.filled(parse_data(data_fields(data_source, set)), place.user)
     facts = handlers.inspect(place, Inspect(spec))
     check = data_quality.QualityCheck(place, spec, method, teacher)  # validates before any bar is shown
     with progress("checking data quality") as update:

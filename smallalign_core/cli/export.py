@@ -1,7 +1,8 @@
-"""The commands `export` (write a model file) and `verify` (check a model file)."""
+"""The commands `export` (write a model file), `push` (upload it) and `verify` (check a model file)."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,11 +29,15 @@ from smallalign_core.cli._shared import (
     answer,
     found_at,
     percent,
+    progress_console,
 )
 from smallalign_core.errors import BadInput
-from smallalign_core.runs.export_report import in_points
+from smallalign_core.runs.export_report import Acceptance, in_points
 from smallalign_core.runs.store import Store
-from smallalign_core.spec.precision import Calibration, Precision, Quantization, variant_of
+from smallalign_core.spec import parse_data
+from smallalign_core.spec.precision import Calibration, FileOptions, Precision, variant_of
+from smallalign_core.spec.target import target_of
+from smallalign_core.system import extras
 from smallalign_core.system.machine import set_threads
 
 MOST_LAYERS = 12
@@ -41,11 +46,19 @@ MOST_LAYERS = 12
 def export(
     reference: Reference,
     to: Annotated[
-        Path, typer.Option("--to", help="The .onnx file to write, or a .zip with model card, parity report and code.")
+        Path,
+        typer.Option(
+            "--to",
+            help="The .onnx file to write, or a .zip with model card, parity report and code; .xml is for OpenVINO, "
+            ".pte for ExecuTorch.",
+        ),
     ],
     precision: Annotated[
         Precision,
-        typer.Option("--precision", help="fp16 halves the file size, int8 quarters it; the accuracy drop is measured."),
+        typer.Option(
+            "--precision",
+            help="fp16 halves the file, int8 quarters its weights: of small files less; the accuracy drop is measured.",
+        ),
     ] = "fp32",
     max_drop: Annotated[
         float | None,
@@ -64,24 +77,49 @@ def export(
             "images.",
         ),
     ] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            "--coverage",
+            metavar="SHARE",
+            help="Add the output `accepted`, true for about this share of images like the validation images "
+            "(split conformal), and `energy`, an out-of-distribution score. Such as 0.9.",
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="DATA", help="With --coverage: what is accepted of another dataset."),
+    ] = None,
     data_source: MovedOption = None,
     store: StoreOption = MODELS,
     json: JsonOption = False,
 ) -> None:
-    """Export a run as one ONNX file: raw uint8 pixels in, logits and probabilities out."""
+    """Export a run as one ONNX file, or for another runtime: raw uint8 pixels in, logits and probabilities out."""
+    how = FileOptions(calibration, max_drop, coverage)
+    if against is not None and coverage is None:
+        raise BadInput("--against measures what is accepted", given=against, do="give --coverage too, such as 0.9")
+    elsewhere = None if against is None else parse_data(against)
+    variant_of(precision, how)  # before torch is loaded
+    target = target_of(to)
+    if target is not None:
+        extras.require(target.package, f"export to {target.title}")
+        for words in target.limits:
+            progress_console.print(f"{target.title}: {words}", soft_wrap=True)
     from smallalign_core import export as exporting
 
-    how = Quantization(calibration, max_drop)
-    variant_of(precision, how)  # before torch is loaded
     set_threads()
     place = Store(store)
     run = place.finished(reference)
     with found_at(data_source):
         if to.suffix == ".zip" and to.parent.is_dir():
-            written = exporting.download(run, place, to, precision, how)
+            written = exporting.download(run, place, to, precision, how, elsewhere)
         else:
-            written = exporting.export(run, to, place, precision=precision, quantization=how)
+            written = exporting.export(run, to, place, precision=precision, options=how, elsewhere=elsewhere)
+    if target is not None:
+        answer(written, json, f"{_of_target(written)}\n{_footprint(written['footprint'])}")
+        return
     text = f"{written['file']}: {precision}, {written['bytes']:,} bytes, SHA-256 {written['sha256']}"
+    text += f"\n{_footprint(written['footprint'])}"
     for split, loss in (written["loss"] or {}).items():
         text += (
             f"\n{split}: accuracy drop {100 * loss['loss']:.2f} points on {loss['images']:,} images (95% interval "
@@ -89,9 +127,29 @@ def export(
         )
     if written["quantized"]:
         text += "".join(f"\n{line}" for line in _quantized(written["quantized"], written["bytes"]))
+    if written["acceptance"]:
+        text += f"\n{Acceptance.of(written['acceptance']).words()}"
     if written["flagged"]:
         text += f"\nFLAGGED: the accuracy drop exceeds {percent(written['limit'])}"
     answer(written, json, text)
+
+
+def _footprint(cost: dict[str, int]) -> str:
+    return (
+        f"one image: {cost['macs']:,} multiply-accumulates, {cost['peak_bytes']:,} bytes of activations at the peak "
+        "(tensor lifetimes, without scratch memory)"
+    )
+
+
+def _of_target(written: dict[str, Any]) -> str:
+    """What an export for another runtime is, and its proof."""
+    proof, beside = written["parity"], "".join(f" and {Path(file).name}" for file in written["beside"])
+    return (
+        f"{written['file']}{beside}: {written['runtime']}, fp32, {written['bytes']:,} bytes, SHA-256 "
+        f"{written['sha256']}\nparity check passed: {proof['images']:,} test images against PyTorch; top-1 agreement "
+        f"{percent(proof['top1_agreement'])}, largest logit difference {proof['max_abs_diff']:.2g} "
+        f"({proof['relative_diff']:.1e} of their standard deviation), p50 {proof['p50_ms']:.2f} ms"
+    )
 
 
 def _quantized(told: dict[str, Any], size: int) -> list[str]:
@@ -119,8 +177,33 @@ def _quantized(told: dict[str, Any], size: int) -> list[str]:
     return lines
 
 
+def push(
+    reference: Reference,
+    to: Annotated[str, typer.Argument(metavar="hf://OWNER/NAME", help="A model repository of the Hugging Face hub.")],
+    precision: Annotated[Precision, typer.Option("--precision", help="Of the ONNX file.")] = "fp32",
+    public: Annotated[bool, typer.Option("--public", help="Create a repository that everybody can read.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Commit to a repository that exists.")] = False,
+    data_source: MovedOption = None,
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
+    """Upload a finished run to the Hugging Face hub: ONNX, proof, card, config.json for transformers.js. No images."""
+    from smallalign_core import export as exporting
+
+    set_threads()
+    place = Store(store)
+    run = place.finished(reference)
+    with found_at(data_source):
+        found = exporting.push(run, place, to, public=public, update=update, precision=precision)
+    seen = "private" if found.private else "public"
+    text = f"{found.url}: {seen}, {len(found.files)} files, commit {found.commit[:12]}, SHA-256 {found.sha256}"
+    answer(asdict(found), json, text)
+
+
 def verify(
-    file: Annotated[Path, typer.Argument(help="An .onnx file, exported by SmallAlign or not.")],
+    file: Annotated[
+        Path, typer.Argument(help="An .onnx file, exported by SmallAlign or not; an .xml or .pte of its exports.")
+    ],
     run: Annotated[
         str | None, typer.Option("--run", help="Compare with this run instead of the one named in the file.")
     ] = None,
@@ -160,9 +243,14 @@ def verify(
         raise typer.Exit(1)
 
 
-def _lines(found: dict[str, Any]) -> list[str]:
+def _about(found: dict[str, Any]) -> list[str]:
+    if "target" in found:
+        return [
+            f"{found['runtime']}, written by {found['written_by']}, {found['bytes']:,} bytes",
+            "checksum ok: unchanged since export",
+        ]
     doors = ", ".join(f"{door['name']} {door['shape']}" for door in found["outputs"])
-    lines = [
+    return [
         f"ONNX opset {found['opset']}, IR {found['ir']}, {found['nodes']:,} nodes, {found['params']:,} numbers, "
         f"{found['bytes']:,} bytes",
         f"{found['input']['name']} {found['input']['type']}{found['input']['shape']} -> {doors}",
@@ -170,6 +258,10 @@ def _lines(found: dict[str, Any]) -> list[str]:
         if found["sealed"]
         else "no checksum: not an export of SmallAlign",
     ]
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    lines = _about(found)
     if not found["images"]:
         return [*lines, f"compared with {found['compared_with']}"]
     gap = found["max_abs_diff"]
@@ -184,8 +276,22 @@ def _lines(found: dict[str, Any]) -> list[str]:
     )
     if found.get("classes_named") is False:
         lines.append("the file has no class names: outputs are taken in the order of the dataset's classes")
+    if accepting := found.get("acceptance"):
+        lines.append(_accepting(accepting))
     for half, again in (found.get("proof") or {}).items():
         lines.append(f"parity report ({half}): {'reproduced' if again else 'NOT reproduced'}")
     if found.get("flagged"):
         lines.append("FLAGGED at export: the accuracy drop at this precision exceeds the limit")
     return lines
+
+
+def _accepting(found: dict[str, Any]) -> str:
+    """The outputs `accepted` and `energy`, run again."""
+    test, stored = found["test"], found["stored"]
+    text = (
+        f"outputs accepted and energy {'reproduced' if found['ok'] else 'NOT reproduced'}: coverage "
+        f"{percent(test['coverage'])}, risk {percent(test['risk'])}"
+    )
+    if stored is not None:
+        text += f"; stored {percent(stored['coverage'])} and {percent(stored['risk'])}"
+    return text + ("" if found["consistent"] else "; they do not follow from probabilities, thresholds and logits")

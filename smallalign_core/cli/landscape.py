@@ -48,8 +48,8 @@ def landscape(
     measures = measure or ["line", "curvature", "predictiveness"]
     if widths is not None:
         runs = _ladder(place, runs, widths, seeds)
-    asked = MeasureLandscape(tuple(runs), tuple(measures), bn, images, seed, patience=PATIENCE)
-    price = handlers.landscape(place, replace(asked, start=False))
+    request = MeasureLandscape(tuple(runs), tuple(measures), bn, images, seed, patience=PATIENCE)
+    price = handlers.landscape(place, replace(request, start=False))
     if (known := price.cost) is not None:
         text = (
             f"about {known.seconds:.0f} s: {known.losses:,} losses and {known.gradients:,} gradients of a "
@@ -61,7 +61,7 @@ def landscape(
             return
     with Progress(console=progress_console) as bar:
         task = bar.add_task("computing", total=1.0)
-        while (report := (found := handlers.landscape(place, asked)).report) is None:
+        while (report := (found := handlers.landscape(place, request)).report) is None:
             bar.update(task, completed=found.done)
         bar.update(task, completed=1.0)
     answer(report.as_dict(), json, "\n".join(report.words))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import sys
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,7 +26,7 @@ from smallalign_core.cli._shared import (
 )
 from smallalign_core.errors import BadInput, Refused
 from smallalign_core.metrics import macro_of
-from smallalign_core.runs import python_files, query, spec_diff, table
+from smallalign_core.runs import python_files, query, spec_diff, table, trackers
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.runs.table import RunRow
 from smallalign_core.spec import each_code
@@ -45,6 +46,7 @@ def summary(run: Run) -> dict[str, Any]:
         "title": run.title,
         "accuracy": result.get("test", {}).get("accuracy"),
         "macro_recall": macro_of(result["test"]["recall"]) if "test" in result else None,
+        **({"embedding": result["embedding"]} if "embedding" in result else {}),
         "params": result.get("params", run.status.get("params")),
         "created": run.created,
         "reason": run.status.get("reason"),
@@ -104,13 +106,13 @@ def runs_list(
     sort:field or sort:-field. Fields: name, id, title, state, tag, notes, data, network, teacher, loss, optimizer,
     study, acc, macro, val, params, epochs, seed, seconds, created.
     """
-    place, asked = Store(store), query.parse(filter_)
+    place, parsed = Store(store), query.parse(filter_)
     if trash:
         if filter_:
             raise BadInput("--filter and --trash exclude each other", do="leave one of them out")
         _list_trash(place, json)
         return
-    found = asked.select(membership.rows(place))
+    found = parsed.select(membership.rows(place))
     tagged, placed = any(row.tags for row in found), any(row.study for row in found)
     id_column = Column("id or name", no_wrap=True, overflow="fold")  # to be copied
     shown = Table(id_column, "state", "run", "test accuracy", "macro recall", "parameters")
@@ -307,6 +309,28 @@ def runs_restore(
     runs = [place.restore(one) for one in ids]
     lines = [f"{run.name}: restored, {run.state}" for run in runs]
     answer({"runs": [{"id": run.name, "state": str(run.state)} for run in runs]}, json, "\n".join(lines))
+
+
+@app.command("export")
+def runs_export(
+    reference: Reference,
+    to: Annotated[trackers.Tracker, typer.Option("--to", help="The experiment tracker, or csv.")],
+    at: Annotated[
+        str | None,
+        typer.Option(
+            "--at",
+            metavar="PLACE",
+            help="csv: a file. tensorboard, wandb: a folder. mlflow: a file for its database, or a server's address. "
+            "Default: in the current folder.",
+        ),
+    ] = None,
+    store: StoreOption = MODELS,
+    json: JsonOption = False,
+) -> None:
+    """Write spec and metrics of a run for an experiment tracker. Local: nothing is uploaded, except to an MLflow server
+    that --at names."""
+    found = trackers.export(Store(store).run(reference), to, at)
+    answer(asdict(found), json, f"{found.to}: {found.tracker}, {found.numbers:,} numbers at {found.points:,} steps")
 
 
 @app.command("trust")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,6 +58,7 @@ def shrink(
     """Find the smallest model within limits of size, latency and accuracy. Repeat the command to continue, with a
     larger budget to search further. Exit code 1 if no model is shown to meet the limits.
     """
+    since = time.monotonic()
     allowed = searching.parse_budget(budget)
     written: dict[str, Any] = {"data": {"source": data_source}, "teacher": teacher, "max_kb": max_kb, "max_ms": max_ms}
     written |= searching.parse_accuracy(min_accuracy) if min_accuracy is not None else {}
@@ -67,6 +69,7 @@ def shrink(
     place = Store(store)
     progress_console.print("loading torch and data …", style="dim")
     found = lifecycle.create(place, searching.KIND, resolve_study(place, searching.KIND, spec, device))
+    searching.begin(found.folder, found.spec.budget, time.monotonic() - since)
     searching.extend(found.folder, found.spec.budget, allowed)
     carry_out(found, place, queue, device, ray)
     report = searching.report(found.spec, place, found.folder, active=found.active, trouble=found.trouble)
@@ -97,10 +100,11 @@ def _deliver(report: searching.BudgetSearch, place: Store, to: Path) -> None:
 
     assert report.row is not None
     assert report.row.run is not None
-    run, precision = place.finished(report.row.run), export.precision_of(str(report.row.precision))
+    run, (precision, how) = place.finished(report.row.run), export.parse_variant(str(report.row.precision))
     _check_target(to)
     if to.suffix == ".zip":
-        export.download(run, place, to, precision)
+        export.download(run, place, to, precision, how)
         return
-    kept = export.kept_bundle(run, place, precision) or export.bundle(run, place, precision=precision)
+    kept = export.kept_bundle(run, place, precision, how)
+    kept = kept or export.bundle(run, place, precision=precision, options=how)
     write(to, (export.bundle_folder(run, place) / str(kept["file"])).read_bytes())

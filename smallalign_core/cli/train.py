@@ -69,25 +69,38 @@ def train(
     if result["state"] != State.FINISHED:
         answer(result, json, f"{run.name}: {result['state']}, with a checkpoint. Repeat the command to continue.")
         raise typer.Exit(1)
+    answer(result, json, f"{run.name}: {run.title}\n{_in_words(result)}")
+
+
+def _in_words(result: dict[str, Any]) -> str:
+    """The result of a run as text."""
     seen = result.get("preflight")
     text = (
-        f"{run.name}: {run.title}\n"
-        + (f"teacher: {seen['accuracy']:.2%} on {seen['images']:,} validation images of this data\n" if seen else "")
+        (f"teacher: {seen['accuracy']:.2%} on {seen['images']:,} validation images of this data\n" if seen else "")
         + (f"{more:,} unlabeled images with the teacher's targets\n" if (more := result.get("unlabeled")) else "")
         + "".join(f"warning: {warning}\n" for warning in (seen or {}).get("warnings", ()))
-        + f"test accuracy {percent(result['test']['accuracy'])}  "
-        f"NLL {result['test']['nll']:.4f}  ECE {percent(result['test']['ece'])}\n"
-        + (f"{words}\n" if (words := in_words(result["test"])) else "")
-        + f"{result['params']:,} parameters, {result['images_per_second']:,.0f} images/s, "
+    )
+    if near := result.get("embedding"):
+        text += f"no head: {near['features']:,} features an image; train a head with `start: {result['id']}`\n"
+        if "loss" in near:
+            text += f"validation: embedding loss {near['loss']:.4f}, cosine {near['cosine']:.4f}\n"
+    else:
+        text += (
+            f"test accuracy {percent(result['test']['accuracy'])}  "
+            f"NLL {result['test']['nll']:.4f}  ECE {percent(result['test']['ece'])}\n"
+            + (f"{words}\n" if (words := in_words(result["test"])) else "")
+        )
+    text += (
+        f"{result['params']:,} parameters, {result['images_per_second']:,.0f} images/s, "
         f"best epoch {result['best_epoch']}"
     )
     if peak := result.get("peak_bytes"):
         text += f", peak memory {peak / 1e9:.2f} GB"
     if (features := result.get("features")) is not None:
         text += f"\nfeatures of the frozen body: {features}"
-    if missed := zero_recall_classes(result["test"]["recall"]):
+    if "test" in result and (missed := zero_recall_classes(result["test"]["recall"])):
         text += f"\n{missed}"
-    answer(result, json, text)
+    return text
 
 
 def submit(spec: SpecFile, set: SetOption = None, store: StoreOption = MODELS, json: JsonOption = False) -> None:
@@ -151,6 +164,15 @@ def _resolved(place: Store, spec: RunSpec, device: str = "auto") -> RunSpec:
     return resolve(place, spec, device)
 
 
+def _epoch(event: dict[str, Any]) -> str:
+    """The scores of an epoch on validation images, as text."""
+    if "accuracy" in event:
+        return f"accuracy {event['accuracy']:.2%}, macro recall {event['macro_recall']:.2%}"
+    if "cosine" in event:
+        return f"embedding loss {event['embedding_loss']:.4f}, cosine {event['cosine']:.4f}"
+    return "not scored: the network has no head, and there is no teacher"
+
+
 @contextlib.contextmanager
 def _progress(*, epochs: bool) -> Iterator[Callable[[str], worker.Observer]]:
     """Progress bars on stderr: yields a function from a label to an observer that updates the bar of that label.
@@ -169,11 +191,10 @@ def _progress(*, epochs: bool) -> Iterator[Callable[[str], worker.Observer]]:
                     note = f"loss {event['loss']:.4f}  {event['images_per_second']:,.0f} images/s"
                     bar.update(task, total=event["steps"], completed=event["step"], note=note)
                 elif event["kind"] == "waiting":
-                    bar.update(task, note=f"computing teacher logits: {event['share']:.0%}")
+                    bar.update(task, note=f"computing teacher outputs: {event['share']:.0%}")
                 elif epochs:
                     best = " (best)" if event["best"] else ""
-                    scores = f"accuracy {event['accuracy']:.2%}, macro recall {event['macro_recall']:.2%}"
-                    bar.console.print(f"epoch {event['epoch']}: validation {scores}{best}")
+                    bar.console.print(f"epoch {event['epoch']}: validation {_epoch(event)}{best}")
 
             return show
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from smallalign_core.data import _moved, _order, _progress, _unlabeled
+from smallalign_core.data import _moved, _order, _progress, _python, _unlabeled
 from smallalign_core.data._decisions import (
     Decision as Decision,
     Decisions as Decisions,
@@ -28,6 +28,7 @@ from smallalign_core.data._decisions import (
 )
 from smallalign_core.data._decode import DISK_FULL, decode_one as decode_one
 from smallalign_core.data._division import divide
+from smallalign_core.data._files import IMAGE_ENDINGS as IMAGE_ENDINGS
 from smallalign_core.data._moved import found_at as found_at
 from smallalign_core.data._names import in_order as in_order, natural as natural
 from smallalign_core.data._progress import watching as watching
@@ -75,10 +76,10 @@ def load(spec: DataSpec, cache: Path, *, ram_budget: int = RAM_BUDGET) -> Splits
         except BadData as error:
             errors.append(error)
             continue
-        splits = _with_unlabeled(splits, spec, cache, ram_budget)
+        place = place if place == spec.source else absolute(place)
+        splits = _with_unlabeled(splits, spec, cache, ram_budget, place)
         if place == spec.source:
             return splits
-        place = absolute(place)
         _moved.remember(place, spec.fingerprint, cache)
         return replace(splits, notes=(*splits.notes, _moved.note(place, spec.source)))
     do = f"{errors[0].do}; or name where the images are now with --data"
@@ -111,7 +112,8 @@ def _load(spec: DataSpec, cache: Path, ram_budget: int) -> Splits:
         )
     splits = None
     with contextlib.suppress(BadData) if spec.fingerprint and facts["changed"] else contextlib.nullcontext():
-        splits = divide(_order.shown(stored, facts), spec, facts)
+        apart = divide if spec.has_labels else _unlabeled.alone
+        splits = apart(_order.shown(stored, facts), spec, facts)
     if spec.fingerprint and (splits is None or splits.fingerprint != spec.fingerprint):
         before = _as_before(spec, cache, ram_budget, facts, stored)
         if before is not None:
@@ -126,14 +128,34 @@ def _load(spec: DataSpec, cache: Path, ram_budget: int) -> Splits:
     return splits
 
 
-def _with_unlabeled(splits: Splits, spec: DataSpec, cache: Path, ram_budget: int) -> Splits:
+def _with_unlabeled(splits: Splits, spec: DataSpec, cache: Path, ram_budget: int, place: str | None = None) -> Splits:
     """`splits` with the unlabeled images that `spec` names, of the fingerprint that it has.
+
+    Args:
+        place: where the labeled images were found.
 
     Raises:
         BadData: as `load`.
     """
-    if spec.unlabeled is None:
+    if spec.unlabeled is None or not spec.has_labels:
         return splits
+    known, errors = spec.unlabeled_fingerprint, list[BadData]()
+    folders = _moved.beside(spec.unlabeled, known, spec.source, place, cache) if known and place else [spec.unlabeled]
+    for folder in folders:
+        try:
+            found = _beside(splits, spec.model_copy(update={"unlabeled": folder}), cache, ram_budget)
+        except BadData as error:
+            errors.append(error)
+            continue
+        if folder == spec.unlabeled or known is None:
+            return found
+        _moved.remember(folder, known, cache)
+        return replace(found, notes=(*found.notes, _moved.note(folder, spec.unlabeled)))
+    raise errors[0]
+
+
+def _beside(splits: Splits, spec: DataSpec, cache: Path, ram_budget: int) -> Splits:
+    """`splits` with the images in `spec.unlabeled`, of the fingerprint that `spec` has."""
     if spec.unlabeled != REST:
         facts, stored = _stored(_unlabeled.question(spec, splits), cache, ram_budget)
         splits = _unlabeled.beside(replace(splits, notes=(*splits.notes, *facts["notes"])), stored["train"], spec)
@@ -227,7 +249,7 @@ def _prepared(spec: DataSpec, cache: Path, old: bool = False) -> Path:
         try:
             with _progress.noted(cache / f"{folder.name}.progress"):
                 alone = spec.unlabeled == spec.source
-                read = _unlabeled.without_labels if alone else read_as_before if old else reader(spec.source)
+                read = _unlabeled.without_labels if alone else read_as_before if old else reader(spec)
                 decoded = read(spec, part)
             for name, (images, labels, ids) in decoded.parts.items():
                 np.save(part / f"{name}.labels.npy", labels)
@@ -354,6 +376,7 @@ def _cache_key(spec: DataSpec, old: bool = False) -> str:
     facts += [] if spec.levels == 1 else [f"levels {spec.levels}"]
     facts += [spec.columns.model_dump()] if spec.columns != Columns() else []
     facts += ["unlabeled"] if spec.unlabeled == spec.source else []
+    facts += [_python.digest(spec.reader), spec.reader.call, spec.reader.arguments] if spec.reader else []
     text = hashlib.sha256(json.dumps(facts).encode())
     if (place := absolute(spec.source)) != spec.source or Path(place).is_absolute():
         text.update(place.encode(errors="surrogateescape"))

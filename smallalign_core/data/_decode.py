@@ -103,8 +103,8 @@ def decode(entries: Entries, classes: tuple[str, ...], spec: DataSpec, into: Pat
         before: list[tuple[int, int]] = []
         names: list[bytes] = []
         deep = looked.deep and (looked.deep.low, looked.deep.high, looked.deep.whole)
-        asked = ([entry.file, looked.colour, (width, height), deep, old] for entry, _ in files)
-        for (entry, label), made in zip(files, _guarded.each(_pixels.outcome_of, asked), strict=True):
+        arguments = ([entry.file, looked.colour, (width, height), deep, old] for entry, _ in files)
+        for (entry, label), made in zip(files, _guarded.each(_pixels.outcome_of, arguments), strict=True):
             done += 1
             _progress.advanced(done, total)
             if (found := _found(made, entry, unreadable, total, spec)) is None:

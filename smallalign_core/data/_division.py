@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from smallalign_core.data import _groups, _unlabeled
 from smallalign_core.data._decisions import decided, read_decisions
-from smallalign_core.data._sets import ImageSet, Splits
+from smallalign_core.data._sets import ImageSet, Splits, mixed
 from smallalign_core.errors import BadData
 from smallalign_core.spec import DataSpec
 from smallalign_core.spec.parts import REST
@@ -80,10 +80,10 @@ def _mislabelled(images: ImageSet, spec: DataSpec) -> ImageSet:
     an image that is mislabelled in a small draw is so in a larger one, and equal images are so alike.
     """
     key = np.frombuffer(hashlib.blake2b(b"noise%d" % spec.draw, digest_size=8).digest(), "<u8")[0]
-    chance = _mix(images.ids ^ key)
+    chance = mixed(images.ids ^ key)
     wrong = chance / np.float64(2**64) < spec.noise
     others = np.uint64(len(images.classes) - 1)
-    shifted = (images.labels + 1 + (_mix(chance) % others).astype(np.int64)) % len(images.classes)
+    shifted = (images.labels + 1 + (mixed(chance) % others).astype(np.int64)) % len(images.classes)
     return images.relabelled(np.where(wrong, shifted, images.labels))
 
 
@@ -106,7 +106,7 @@ def hold_out(
     """
     key = np.frombuffer(hashlib.blake2b(salt, digest_size=8).digest(), "<u8")[0]
     units = images.ids if count is not None else _groups.units(images, _groups.of(spec, images))
-    order = _mix(units ^ key)  # a bijection: equal only where the ids are, or the groups
+    order = mixed(units ^ key)  # a bijection: equal only where the ids are, or the groups
     if count is not None:
         held = _first(order, images.labels, count)
     else:
@@ -142,10 +142,3 @@ def _first(order: NDArray[np.uint64], labels: NDArray[np.int64], count: int) -> 
     chosen = np.zeros(len(labels), bool)
     chosen[np.lexsort((labels, turn))[:count]] = True
     return chosen
-
-
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """splitmix64's finaliser (Steele et al., 2014): a bijection that scatters neighbouring values."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

@@ -98,16 +98,21 @@ def each(work: Callable[..., Result], given: Iterable[Sequence[Any]]) -> Iterato
     """
     processes, rest, sent = [_taken()], iter(given), 0
     ahead: deque[tuple[_Process, list[bytes] | Exception]] = deque()
-    waiting = Counter[_Process]()
+    waiting, last = Counter[_Process](), Counter[_Process]()
     try:
         while True:
-            while len(ahead) < AHEAD * len(processes) and (one := next(rest, None)) is not None:
+            if sent >= MANY and len(processes) == 1:
+                processes += [_Process() for _ in range(min(cores(), MOST) - 1)]
+            # Once there are several processes, each answer lets one question to each be sent until all have theirs: so
+            # they take turns in the order of the answers. Of a long row to one, few would fit into the pipe, and the
+            # process would wait while another's row is read.
+            most = sent + (AHEAD if len(processes) == 1 else len(processes))
+            while len(ahead) < AHEAD * len(processes) and sent < most and (one := next(rest, None)) is not None:
                 sent += 1
-                if sent == MANY:
-                    processes += [_Process() for _ in range(min(cores(), MOST) - 1)]
-                process = min(processes, key=waiting.__getitem__)
+                process = min(processes, key=lambda each: (waiting[each] >= AHEAD, last[each]))
                 ahead.append((process, question := _question(work, one)))
                 waiting[process] += 1
+                last[process] = sent
                 process.send(question)
             if not ahead:
                 break
@@ -120,7 +125,7 @@ def each(work: Callable[..., Result], given: Iterable[Sequence[Any]]) -> Iterato
                 reply, payload = process.receive()
             except OverLimit as error:
                 anew = processes[processes.index(process)] = _Process()
-                waiting[anew] = waiting.pop(process)
+                waiting[anew], last[anew] = waiting.pop(process), last.pop(process)
                 ahead = deque((anew if sent_to is process else sent_to, question) for sent_to, question in ahead)
                 for sent_to, question in ahead:
                     if sent_to is anew:
@@ -286,8 +291,8 @@ def _question(work: Callable[..., Any], given: Sequence[Any]) -> list[bytes] | E
             plain.append({"bytes": len(one)})
         else:
             plain.append(one)
-    asked = {"module": work.__module__, "name": work.__name__, "given": plain, "seconds": SECONDS}
-    return [_packed(asked), *blobs]
+    call = {"module": work.__module__, "name": work.__name__, "given": plain, "seconds": SECONDS}
+    return [_packed(call), *blobs]
 
 
 def _error(kind: str, text: str, parts: list[str]) -> Exception:
@@ -337,15 +342,15 @@ def serve() -> None:
     answers.write(b"\n")
     answers.flush()
     while head := questions.read(12):
-        asked = json.loads(questions.read(struct.unpack("<IQ", head)[0]))
-        given = [_received(one, questions.read) for one in asked["given"]]
-        _seccomp.limit_next(asked["seconds"])
+        call = json.loads(questions.read(struct.unpack("<IQ", head)[0]))
+        given = [_received(one, questions.read) for one in call["given"]]
+        _seccomp.limit_next(call["seconds"])
         blobs: list[bytes] = []
         try:
             for one in given:
                 if isinstance(one, Path):
                     check_regular(one)
-            work = getattr(importlib.import_module(asked["module"]), asked["name"])
+            work = getattr(importlib.import_module(call["module"]), call["name"])
             reply: dict[str, Any] = {"ok": _plain(work(*given), blobs)}
         except Exception as error:  # noqa: BLE001  # Pillow's parsers raise what they like on a damaged file
             parts = [error.wrong, error.given, error.do] if isinstance(error, SmallAlignError) else []

@@ -81,7 +81,7 @@ def fetched(source: str) -> tuple[Path, str]:
         Refused: users of a dashboard with restricted folders asked for it; it is too large.
         MissingExtra: huggingface_hub is not installed.
     """
-    asked = parsed(source)
+    named = parsed(source)
     if limits.confined():
         raise Refused(
             "a dataset of the Hugging Face hub is downloaded for the owner of this machine only",
@@ -91,7 +91,7 @@ def fetched(source: str) -> tuple[Path, str]:
     hub, errors = (extras.load(name, WHAT) for name in ("huggingface_hub", "huggingface_hub.errors"))
     offline = (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)
     try:
-        files = _wanted(hub, asked, source)
+        files = _wanted(hub, named, source)
     except errors.GatedRepoError:
         do = "accept its conditions on its page, and log in with `hf auth login`"
         raise BadData("access to the dataset must be granted first", given=source, do=do) from None
@@ -104,10 +104,10 @@ def fetched(source: str) -> tuple[Path, str]:
         if not isinstance(error, (*offline, OSError)) and not _of_client(error):
             raise
         files = None
-    given: dict[str, Any] = {"repo_type": "dataset", "revision": asked.revision, "local_files_only": files is None}
+    given: dict[str, Any] = {"repo_type": "dataset", "revision": named.revision, "local_files_only": files is None}
     try:
         with contextlib.redirect_stderr(io.StringIO()), _no_bars(hub):
-            place = Path(hub.snapshot_download(asked.repo, **given, allow_patterns=files or _likely(asked)))
+            place = Path(hub.snapshot_download(named.repo, **given, allow_patterns=files or _likely(named)))
     except Exception as error:
         if not isinstance(error, (*offline, OSError, ValueError)) and not _of_client(error):
             raise
@@ -126,12 +126,12 @@ def _of_client(error: Exception) -> bool:
     return type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests")
 
 
-def _likely(asked: Source) -> list[str]:
+def _likely(named: Source) -> list[str]:
     """What `_wanted` names, as patterns for a cache whose host cannot be asked."""
     images = [f"*{ending}" for ending in sorted(IMAGE_ENDINGS)]
-    if asked.config is None:
+    if named.config is None:
         return ["*.parquet", *images]
-    return [f"{asked.config}/*.parquet", f"*/{asked.config}/*.parquet", *images]
+    return [f"{named.config}/*.parquet", f"*/{named.config}/*.parquet", *images]
 
 
 @contextlib.contextmanager
@@ -143,17 +143,17 @@ def _no_bars(hub: Any) -> Any:
         hub.utils.enable_progress_bars()
 
 
-def _wanted(hub: Any, asked: Source, source: str) -> list[str]:
+def _wanted(hub: Any, named: Source, source: str) -> list[str]:
     """The files to download: Parquet of the configuration, else images; and what tells about them.
 
     Raises:
         BadData: there are neither.
         Refused: they are too large, or the disk has no room.
     """
-    info = hub.HfApi().dataset_info(asked.repo, revision=asked.revision, files_metadata=True)
+    info = hub.HfApi().dataset_info(named.repo, revision=named.revision, files_metadata=True)
     sizes = {one.rfilename: one.size or 0 for one in info.siblings or ()}
     parquet = [name for name in sizes if name.endswith(".parquet")]
-    of_config = [name for name in parquet if asked.config in (None, *name.split("/")[:-1])]
+    of_config = [name for name in parquet if named.config in (None, *name.split("/")[:-1])]
     chosen = of_config or parquet  # a configuration may be named in the README alone
     chosen = chosen or [name for name in sizes if Path(name).suffix.lower() in IMAGE_ENDINGS]
     if not chosen:
@@ -161,7 +161,7 @@ def _wanted(hub: Any, asked: Source, source: str) -> list[str]:
         raise BadData(
             "the dataset has neither Parquet files nor images",
             given=f"{source} has {kinds}",
-            do=f"try {PREFIX}{asked.repo}@refs/convert/parquet, or download and unpack it",
+            do=f"try {PREFIX}{named.repo}@refs/convert/parquet, or download and unpack it",
         )
     total = sum(sizes[name] for name in chosen)
     free = shutil.disk_usage(Path.home()).free

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
 from smallalign_core.errors import SmallAlignError
+from smallalign_core.spec.data import REST
 from smallalign_core.system.files import read_json, write_json
 
 _named: ContextVar[str | None] = ContextVar("named", default=None)
@@ -42,6 +44,19 @@ def places(source: str, fingerprint: str, cache: Path) -> list[str]:
         return [named]
     known = _known(cache).get(fingerprint)
     return [source, known] if isinstance(known, str) and known != source else [source]
+
+
+def beside(folder: str, fingerprint: str, source: str, place: str, cache: Path) -> list[str]:
+    """Where to look for the unlabeled images of that fingerprint, in order: where they were, where they are if they
+    moved along with the labeled ones from `source` to `place`, and where they were found before."""
+    if folder == REST:
+        return [folder]
+    with contextlib.suppress(ValueError):  # of another drive
+        moved = os.path.normpath(Path(place) / os.path.relpath(folder, source))
+        known = _known(cache).get(fingerprint)
+        found = [folder, *([moved] if place != source else []), *([known] if isinstance(known, str) else [])]
+        return list(dict.fromkeys(found))
+    return [folder]
 
 
 def remember(source: str, fingerprint: str, cache: Path) -> None:

@@ -66,7 +66,7 @@ def schema(file: Path, name: str) -> Schema:
 
 @functools.lru_cache(maxsize=256)
 def _schema(file: Path, name: str, _changed: int, _size: int) -> Schema:
-    columns, groups = _asked(name, schema_of, file)
+    columns, groups = _in_process(name, schema_of, file)
     return Schema(tuple(Column(one[0], one[1], tuple(one[2])) for one in columns), tuple(groups))
 
 
@@ -76,7 +76,7 @@ def cells(file: Path, name: str, columns: list[str]) -> list[list[Any]]:
     Raises:
         BadData: as `schema`.
     """
-    return [list(one) for one in _asked(name, cells_of, file, columns)]
+    return [list(one) for one in _in_process(name, cells_of, file, columns)]
 
 
 def images(file: Path, name: str, column: str, groups: tuple[tuple[int, int], ...]) -> Iterator[tuple[bytes, str]]:
@@ -88,7 +88,7 @@ def images(file: Path, name: str, column: str, groups: tuple[tuple[int, int], ..
     for group, (count, size) in enumerate(groups):
         some = max(1, min(count, count * AT_ONCE // max(1, size)))
         for first in range(0, count, some):
-            lengths, names, content = _asked(name, images_of, file, column, group, first, some)
+            lengths, names, content = _in_process(name, images_of, file, column, group, first, some)
             at = 0
             held = content.tobytes()
             for length, called in zip(lengths, names, strict=True):
@@ -96,7 +96,7 @@ def images(file: Path, name: str, column: str, groups: tuple[tuple[int, int], ..
                 at += length
 
 
-def _asked(name: str, work: Any, *given: Any) -> Any:
+def _in_process(name: str, work: Any, *given: Any) -> Any:
     try:
         return _guarded.call(work, *given)
     except _guarded.OverLimit as error:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from smallalign_core.data import _embedded, _hub, _labels, _order, _parquet, _tables
+from smallalign_core.data import _embedded, _hub, _labels, _order, _parquet, _python, _tables
 from smallalign_core.data._decode import DISK_FULL, Decoded, decode, source_ids
 from smallalign_core.data._files import OLD_ENDINGS, Entry, Listing, files_below, of_folder, old_walk
 from smallalign_core.data._find import find, of_table
@@ -47,8 +47,11 @@ FASHION_CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", 
 Reader = Callable[[DataSpec, Path], Decoded]
 
 
-def reader(source: str) -> Reader:
-    """Which reader understands `source`."""
+def reader(spec: DataSpec) -> Reader:
+    """Which reader understands the source of `spec`."""
+    source = spec.source
+    if spec.reader is not None:
+        return _read_by_python
     if source in NAMED:
         return _read_digits if source == "digits" else _read_named
     if _hub.is_address(source):
@@ -308,6 +311,19 @@ def _of_embedded(held: _embedded.Found, notes: tuple[str, ...], spec: DataSpec, 
     )
 
 
+def _read_by_python(spec: DataSpec, into: Path) -> Decoded:
+    """A path, by the user's own reader."""
+    assert spec.reader is not None
+    path = path_of(spec.source)
+    if not path.exists():
+        raise BadData("the path does not exist", given=spec.source, do="name the folder or file that the reader reads")
+    try:
+        made = _of_layout(_python.layout(spec.reader, path.resolve(), into), spec, into)
+        return replace(made, reader="python")
+    finally:
+        shutil.rmtree(into / _python.KEPT, ignore_errors=True)
+
+
 def _read_table(spec: DataSpec, into: Path) -> Decoded:
     """A table of labels that was named itself, or a Parquet file of images."""
     path = path_of(spec.source)
@@ -325,10 +341,10 @@ def _read_table(spec: DataSpec, into: Path) -> Decoded:
 def _read_hub(spec: DataSpec, into: Path) -> Decoded:
     """A dataset of the Hugging Face hub: Parquet files of images, or a folder of images."""
     folder, commit = _hub.fetched(spec.source)
-    listing, asked = of_folder(folder), _hub.parsed(spec.source)
-    note = f"Commit {commit[:12]} of {spec.source} was read; {_hub.PREFIX}{asked.repo}@REVISION names another."
+    listing, named = of_folder(folder), _hub.parsed(spec.source)
+    note = f"Commit {commit[:12]} of {spec.source} was read; {_hub.PREFIX}{named.repo}@REVISION names another."
     try:
-        held = _embedded.extracted(listing, spec, into, _hub.card(folder), asked.config)
+        held = _embedded.extracted(listing, spec, into, _hub.card(folder), named.config)
         if held is not None:
             return _of_embedded(held, (note, *listing.notes), spec, into)
         return _of_layout(find(listing, spec, folder), spec, into, (note, *listing.notes))

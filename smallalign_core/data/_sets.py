@@ -95,8 +95,8 @@ class ImageSet:
         return replace(self, labels=labels)
 
     def counts(self) -> dict[str, int]:
-        """Images per class, in the order of `classes`."""
-        tally = np.bincount(self.labels, minlength=len(self.classes))
+        """Images per class, in the order of `classes`; those without a label (-1) count in none."""
+        tally = np.bincount(self.labels[self.labels >= 0], minlength=len(self.classes))
         return {name: int(count) for name, count in zip(self.classes, tally, strict=True)}
 
     @cached_property
@@ -171,3 +171,10 @@ def statistics(images: ImageSet, sample: int = 10_000) -> tuple[list[float], lis
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0)) / 255
     return [float(m) for m in mean / 255], [float(max(s, 1e-3)) for s in std]
+
+
+def mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """splitmix64's finaliser (Steele et al., 2014): a bijection that scatters neighbouring values."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from smallalign_core.data import _groups
 from smallalign_core.data._decode import Decoded, decode
 from smallalign_core.data._readers import NAMED, _listed, path_of
-from smallalign_core.data._sets import ImageSet, MappedRows, Splits
+from smallalign_core.data._sets import ImageSet, MappedRows, Splits, mixed
 from smallalign_core.errors import BadData
 from smallalign_core.spec import DataSpec
 from smallalign_core.spec.parts import REST
@@ -43,6 +45,28 @@ def without_labels(spec: DataSpec, into: Path) -> Decoded:
         return replace(found, notes=(*listing.notes, *found.notes))
     finally:
         shutil.rmtree(into / "unzipped", ignore_errors=True)
+
+
+def alone(stored: dict[str, ImageSet], spec: DataSpec, facts: dict[str, Any]) -> Splits:
+    """Splits of images that all have no label: some are held out for validation, and none for test, since nothing
+    could be scored on them.
+
+    Raises:
+        BadData: there are fewer than 4 different images.
+    """
+    images, key = stored["train"], np.frombuffer(hashlib.blake2b(b"validation", digest_size=8).digest(), "<u8")[0]
+    order = np.unique(images.ids ^ key)
+    if len(order) < 4:
+        raise BadData(
+            "too few different images to hold some out", given=f"{spec.source}: {len(order)}", do="add images"
+        )
+    # By what an image shows, so that equal images are on one side, whatever the order of files.
+    order = order[np.argsort(mixed(order))]
+    held = np.isin(images.ids ^ key, order[: max(2, round(spec.validation * len(order)))])
+    train, val = images.take(np.flatnonzero(~held)), images.take(np.flatnonzero(held))
+    notes = (*facts["notes"], f"No image has a label: {len(val):,} were held out for validation, none for test.")
+    known = {name: facts[name] for name in ("unreadable", "reasons", "reader", "columns")}
+    return Splits(train, val, images.take(np.arange(0)), notes, **known)
 
 
 def question(spec: DataSpec, splits: Splits) -> DataSpec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import re
 from datetime import UTC, datetime
@@ -19,10 +20,12 @@ from smallalign_core.export._file import make, references
 from smallalign_core.export._parity import GATES, IN_A_BROWSER, parity
 from smallalign_core.export._runtime import OnnxClassifier, nhwc
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.spec.precision import AUTOMATIC, Precision, Quantization, file_name, variant_of
+from smallalign_core.spec import DataSpec
+from smallalign_core.spec.precision import AUTOMATIC, FileOptions, Precision, file_name, parse_variant, variant_of
+from smallalign_core.spec.target import TARGETS
 from smallalign_core.system.files import read_json, write, write_json
 
-BUNDLE = 5  # raised when a bundle's files change, so that kept ones are made again
+BUNDLE = 7  # raised when a bundle's files change, so that kept ones are made again
 KEPT = ("model.onnx", "logits.bin", "model.zip")
 MOST = 1e12  # for any number from a browser
 COUNT = 1000  # images that a browser answers
@@ -38,20 +41,26 @@ def bundle_folder(run: Run, store: Store) -> Path:
 
 
 def kept_bundle(
-    run: Run, store: Store, precision: Precision = "fp32", quantization: Quantization = AUTOMATIC
+    run: Run, store: Store, precision: Precision = "fp32", options: FileOptions = AUTOMATIC
 ) -> dict[str, Any] | None:
     """The report of an existing bundle with an unchanged file; None otherwise."""
+    return kept_report(run, store, file_name("parity.json", variant_of(precision, options)), BUNDLE)
+
+
+def kept_report(run: Run, store: Store, name: str, number: int) -> dict[str, Any] | None:
+    """The report `name` in a run's bundle, if its `bundle` is `number`, the run's weights are those that it was made
+    of, and no file that it lists was changed; None otherwise."""
     folder = bundle_folder(run, store)
     try:
-        report: dict[str, Any] = read_json(folder / file_name("parity.json", variant_of(precision, quantization)))
+        report: dict[str, Any] = read_json(folder / name)
         whole = all(
-            hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
-            for name, digest in report["files"].items()
+            hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest
+            for file, digest in report["files"].items()
         )
     except (OSError, SmallAlignError, LookupError, AttributeError):
         return None
     same = report.get("weights_sha256") == (run.result or {}).get("weights_sha256")
-    return report if whole and same and report.get("bundle") == BUNDLE else None
+    return report if whole and same and report.get("bundle") == number else None
 
 
 def bundle(
@@ -59,7 +68,8 @@ def bundle(
     store: Store,
     *,
     precision: Precision = "fp32",
-    quantization: Quantization = AUTOMATIC,
+    options: FileOptions = AUTOMATIC,
+    elsewhere: DataSpec | None = None,
     count: int = COUNT,
 ) -> dict[str, Any]:
     """Export a run, compare every test image with PyTorch, and keep what a page and a download need.
@@ -68,7 +78,7 @@ def bundle(
     uint8 NHWC; `reference.bin` and `logits.bin` what PyTorch and ONNX Runtime answer to them (float32); `model.zip` the
     download; `parity.json` the proof, written last.
     """
-    made = make(run, store, precision, quantization, measured=True)
+    made = make(run, store, precision, options, measured=True, elsewhere=elsewhere)
     folder, variant = bundle_folder(run, store), made.facts["variant"]
     folder.mkdir(parents=True, exist_ok=True)
     splits = data.load(run.data, store.data_cache)
@@ -91,6 +101,7 @@ def bundle(
         "temperature": result.get("temperature"),
         "parity": proof.as_dict(),
         "browser": None,
+        "targets": _targets(run, store),
         "classes": list(images.classes),
         "shape": list(pixels.shape),
         "labels": [int(label) for label in images.labels[:count]],
@@ -100,7 +111,7 @@ def bundle(
 
 
 def submit_browser_parity(
-    run: Run, store: Store, precision: Precision, said: dict[str, Any], quantization: Quantization = AUTOMATIC
+    run: Run, store: Store, precision: Precision, said: dict[str, Any], options: FileOptions = AUTOMATIC
 ) -> dict[str, Any]:
     """Add the results of a user's browser to the parity report and the download. Returns the new report.
 
@@ -115,7 +126,7 @@ def submit_browser_parity(
         Refused: read-only user.
     """
     store.user.require("submit a browser parity check")
-    report = kept_bundle(run, store, precision, quantization)
+    report = kept_bundle(run, store, precision, options)
     if report is None:
         raise BadInput("the export that the browser checked no longer exists", given=run.name, do="check again")
     for what, got, had in (
@@ -153,6 +164,29 @@ def submit_browser_parity(
     return report
 
 
+def mention_targets(run: Run, store: Store) -> None:
+    """Write what other runtimes answer into the parity reports and downloads of a run that are there already."""
+    folder = bundle_folder(run, store)
+    for file in folder.glob("parity*.json"):
+        variant = file.stem.removeprefix("parity").removeprefix("-") or "fp32"
+        report = kept_bundle(run, store, *parse_variant(variant)) if variant not in TARGETS else None
+        if report is not None:
+            report["targets"] = _targets(run, store)
+            browser = folder / file_name("browser.bin", report["variant"])
+            _keep(run, store, report, browser.read_bytes() if report["browser"] is not None else None)
+
+
+def _targets(run: Run, store: Store) -> list[dict[str, Any]]:
+    """The proofs of this run's files for other runtimes."""
+    found = []
+    for name in TARGETS:
+        with contextlib.suppress(OSError, SmallAlignError, LookupError, AttributeError):
+            report = read_json(bundle_folder(run, store) / f"parity-{name}.json")
+            if report["weights_sha256"] == (run.result or {}).get("weights_sha256"):
+                found.append({key: report[key] for key in ("target", "runtime", "sha256", "bytes", "parity")})
+    return found
+
+
 def _of_itself(run: Run, said: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The runtime and times that a browser reports: names for the model card, and valid numbers."""
     try:
@@ -182,11 +216,29 @@ def _keep(run: Run, store: Store, report: dict[str, Any], logits: bytes | None) 
 
 
 def download(
-    run: Run, store: Store, to: Path, precision: Precision, quantization: Quantization = AUTOMATIC
+    run: Run,
+    store: Store,
+    to: Path,
+    precision: Precision,
+    options: FileOptions = AUTOMATIC,
+    elsewhere: DataSpec | None = None,
 ) -> dict[str, Any]:
     """Write the download of a run to `to`, a .zip: the file, its card, proof, labels and snippets."""
-    kept = kept_bundle(run, store, precision, quantization)
-    report = kept or bundle(run, store, precision=precision, quantization=quantization)
+    kept = None if elsewhere else kept_bundle(run, store, precision, options)
+    report = kept or bundle(run, store, precision=precision, options=options, elsewhere=elsewhere)
     write(to, (bundle_folder(run, store) / file_name("model.zip", report["variant"])).read_bytes())
-    facts = ("bytes", "sha256", "opset", "run", "precision", "variant", "quantized", "loss", "flagged", "limit")
+    facts = [
+        "bytes",
+        "sha256",
+        "opset",
+        "run",
+        "precision",
+        "variant",
+        "footprint",
+        "loss",
+        "flagged",
+        "limit",
+        "quantized",
+        "acceptance",
+    ]
     return {"file": str(to), **{key: report[key] for key in facts}}

@@ -11,8 +11,9 @@ from typing import Any
 from smallalign_core.export._parity import LIMIT
 from smallalign_core.export._runtime import OnnxClassifier
 from smallalign_core.runs import model_card
-from smallalign_core.runs.export_report import in_points
+from smallalign_core.runs.export_report import Acceptance, in_points
 from smallalign_core.runs.store import Run, Store
+from smallalign_core.spec.target import Target
 
 SNIPPETS = Path(__file__).parent / "snippets"
 LONG_AGO = (1980, 1, 1, 0, 0, 0)  # no time in the zip: the same export gives the same bytes
@@ -66,10 +67,11 @@ def card_of(run: Run, store: Store, report: dict[str, Any]) -> str:
 | file (SHA-256) | `{report["sha256"]}` |
 | weights (SHA-256) | `{report["weights_sha256"]}` |
 | data fingerprint | `{report["data"]["fingerprint"]}` |
+| one image costs | {_footprint(report["footprint"])} |
 | accuracy drop (val.) | {_loss(report["loss"]["val"])} |
 | accuracy drop (test) | {_loss(report["loss"]["test"])} |
 
-{_flag(report)}{_quantized(report)}
+{_flag(report)}{_quantized(report)}{_acceptance(report)}
 ## Parity report
 
 | | images | accuracy | top-1 agreement with PyTorch | largest logit difference | p50 | p95 | load | threads |
@@ -93,6 +95,53 @@ the author; for that compare the SHA-256 above with one from a trusted source.
 ONNX Runtime for Python sends telemetry from version 1.29 on (model and graph names, a device id, the path of the
 program) unless `ORT_DISABLE_TELEMETRY=1` is set before it is imported. `classify.py` sets it; so should your program.
 """
+
+
+def card_of_target(run: Run, store: Store, report: dict[str, Any], target: Target) -> str:
+    """The run's card with what is known of its file for another runtime: digests, limits and the proof."""
+    channels, height, width = report["input_shape"]
+    proof, classes = report["parity"], len(report["classes"])
+    size = f"[any, any height, any width, {channels}]" if target.any_size else f"[1, {height}, {width}, {channels}]"
+    limits = "\n".join(f"- {words}" for words in target.limits)
+    return f"""{model_card.card(run, store, run.name)}
+## The file
+
+| | |
+|---|---|
+| file | {", ".join(f"`model{ending}`" for ending in target.endings)}, fp32, {report["bytes"]:,} bytes, written by {report["runtime"]} |
+| input | `images`: uint8 {size}, trained on {height} x {width} |
+| outputs | `logits` and `probabilities` (temperature {report["temperature"]:.3f}, fitted on validation): float32 [N, {classes}] |
+| file (SHA-256) | `{report["sha256"]}` |
+| weights (SHA-256) | `{report["weights_sha256"]}` |
+| data fingerprint | `{report["data"]["fingerprint"]}` |
+| one image costs | {_footprint(report["footprint"])} |
+| accuracy drop (val.) | {_loss(report["loss"]["val"])} |
+| accuracy drop (test) | {_loss(report["loss"]["test"])} |
+
+{limits}
+
+## Parity report
+
+| | images | accuracy | top-1 agreement with PyTorch | largest logit difference | p50 | p95 | load | threads |
+|---|---|---|---|---|---|---|---|---|
+| PyTorch | {proof["images"]:,} | {proof["reference_accuracy"]:.2%} | reference | reference | | | | |
+| {report["runtime"]}, CPU | {_figures(proof)} | | 1 |
+
+Verify the file, and repeat the parity check on any machine with SmallAlign and {target.title}:
+
+    python -m smallalign_core verify model{target.endings[0]} --proof parity.json
+
+## Running it
+
+    pip install {target.package} numpy pillow && python classify.py picture.png
+"""
+
+
+def _footprint(cost: dict[str, Any]) -> str:
+    return (
+        f"{cost['macs']:,} multiply-accumulates; {cost['peak_bytes']:,} bytes of activations at the peak, by the lifetimes "
+        "of the graph's tensors (without alignment and scratch memory; fusing and working in place need less)"
+    )
 
 
 def _loss(loss: dict[str, Any]) -> str:
@@ -144,11 +193,30 @@ integers from those with none, in nats, on {told["images"]:,} calibration images
 """
 
 
+def _acceptance(report: dict[str, Any]) -> str:
+    """What the output `accepted` does; empty without one."""
+    if report["acceptance"] is None:
+        return ""
+    found = Acceptance.of(report["acceptance"])
+    return f"""
+## Accepted images
+
+Output `accepted` (bool [N]) is true where the probability of the predicted class is at least a split-conformal
+threshold of that class, `energy` (float32 [N]) is -logsumexp of the logits, higher for images unlike the training
+images. {found.words()}
+
+The target is approximate, since the validation images also selected the epoch, the calibration and, in a search, the
+model; the evidence is the coverage measured on the test images.
+
+"""
+
+
 def _rows(report: dict[str, Any]) -> str:
     proof, browser = report["parity"], report["browser"]
     rows = [
         f"| PyTorch | {proof['images']:,} | {proof['reference_accuracy']:.2%} | reference | reference | | | | |",
         f"| ONNX Runtime, CPU | {_figures(proof)} | | 1 |",
+        *(f"| {one['runtime']}, its own file, CPU | {_figures(one['parity'])} | | 1 |" for one in report["targets"]),
     ]
     if browser is not None:
         runtime, timing = browser["runtime"], browser["timing"]

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from smallalign_core import data, networks
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput, SmallAlignError, WorkFailed
+from smallalign_core.export._acceptance import accepted_by
+from smallalign_core.export._activations import footprint
 from smallalign_core.export._checksum import checksum_matches, with_checksum
 from smallalign_core.export._parity import LIMIT, Loss, loss_of
 from smallalign_core.export._quantized import Made as Made8, fixed_width, quantized
@@ -30,10 +32,10 @@ from smallalign_core.export._simplify import simplify
 from smallalign_core.metrics import logits_of, score
 from smallalign_core.networks import Classifier, onnx_graph, quantize
 from smallalign_core.networks.onnx_graph import OPSET
-from smallalign_core.runs.export_report import Quantized
+from smallalign_core.runs.export_report import Acceptance, Quantized
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.spec import Code, GivenNetwork, RunSpec, to_yaml, with_code
-from smallalign_core.spec.precision import AUTOMATIC, CALIBRATIONS, PRECISIONS, Precision, Quantization, variant_of
+from smallalign_core.spec import Code, DataSpec, GivenNetwork, RunSpec, to_yaml, with_code
+from smallalign_core.spec.precision import AUTOMATIC, CALIBRATIONS, PRECISIONS, FileOptions, Precision, variant_of
 from smallalign_core.system.files import read_sealed, write, write_sealed
 
 CALIBRATED_ON = 512  # training images that give the ranges of the activations
@@ -54,15 +56,15 @@ def precision_of(name: str) -> Precision:
     raise BadInput("unknown precision", given=name, do=f"choose {', '.join(PRECISIONS)}")
 
 
-class _Deployed(nn.Module):
+class Deployed(nn.Module):
     """A classifier as it leaves the house: raw NHWC pixels in, logits and calibrated probabilities out."""
 
-    def __init__(self, classifier: Classifier, temperature: float) -> None:
+    def __init__(self, classifier: Classifier, temperature: float, *, always_resize: bool = True) -> None:
         super().__init__()
-        self.classifier, self.temperature = classifier, temperature
+        self.classifier, self.temperature, self.always_resize = classifier, temperature, always_resize
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        prepared = self.classifier.prepare(images.permute(0, 3, 1, 2), always_resize=True)
+        prepared = self.classifier.prepare(images.permute(0, 3, 1, 2), always_resize=self.always_resize)
         logits = self.classifier.body(prepared)
         return logits, torch.softmax(logits / self.temperature, dim=1)
 
@@ -100,7 +102,7 @@ def graph_of(classifier: Classifier, temperature: float) -> bytes:
     # A copy in plain memory order: channels_last is for training speed, and would be exported as gathers.
     plain = copy.deepcopy(classifier).cpu().to(memory_format=torch.contiguous_format)
     plain.channels_last = False
-    deployed = _Deployed(plain, temperature).eval()
+    deployed = Deployed(plain, temperature).eval()
     with onnx_graph.exporting(classifier.body), torch.no_grad():
         program = torch.onnx.export(
             deployed,
@@ -166,7 +168,7 @@ def _quantizing() -> Iterator[None]:
 
 
 def in_integers(
-    graph: bytes, how: Quantization, run: Run, splits: Splits, store: Store, metadata: Mapping[str, Any]
+    graph: bytes, how: FileOptions, run: Run, splits: Splits, store: Store, metadata: Mapping[str, Any]
 ) -> Made8:
     """The graph of a run in int8, its calibration chosen and its limit tested on validation images.
 
@@ -233,14 +235,16 @@ def make(
     run: Run,
     store: Store | None,
     precision: Precision = "fp32",
-    how: Quantization = AUTOMATIC,
+    how: FileOptions = AUTOMATIC,
     *,
     measured: bool = False,
+    elsewhere: DataSpec | None = None,
 ) -> Made:
     """The file of a finished run. What fp16 and int8 lose is measured on validation and test, and written into them.
 
     Args:
-        how: of int8.
+        how: of int8, and the coverage of the output `accepted`.
+        elsewhere: images of another kind, to measure what that accepts of them.
         measured: fp32 too, to measure the error of the exporter alone.
 
     Raises:
@@ -255,7 +259,8 @@ def make(
     told: Quantized | None = None
     answers: dict[str, NDArray[np.float32]] = {}
     losses: dict[str, Loss] = {}
-    if precision != "fp32" or measured:
+    accepting: Acceptance | None = None
+    if precision != "fp32" or measured or how.coverage is not None:
         place = store or Store()
         splits = data.load(run.data, place.data_cache)
         if precision == "int8":
@@ -263,13 +268,20 @@ def make(
             graph, told = made.graph, made.how
         else:
             graph = in_precision(graph, precision, None, metadata)
-        model, reference = OnnxClassifier(finished(graph, metadata)), references(run, splits, place)
-        for name, part in (("val", splits.val), ("test", splits.test)):
-            answers[name] = model.logits_of(part)
-            losses[name] = loss_of(reference[name], answers[name], part)
-            if precision != "fp32":  # its promise is its own accuracy
-                found = score(answers[name], part.labels, part.classes).as_dict()
-                metadata["scores"][name] = {key: found[key] for key in SCORES}
+        if how.coverage is not None:
+            other = None
+            if elsewhere is not None:
+                other = Path(elsewhere.source).name, data.load(elsewhere, place.data_cache)
+            graph, accepting = accepted_by(graph, how.coverage, splits, lambda one: finished(one, metadata), other)
+            metadata["acceptance"] = accepting.as_dict()
+        if precision != "fp32" or measured:
+            model, reference = OnnxClassifier(finished(graph, metadata)), references(run, splits, place)
+            for name, part in (("val", splits.val), ("test", splits.test)):
+                answers[name] = model.logits_of(part)
+                losses[name] = loss_of(reference[name], answers[name], part)
+                if precision != "fp32":  # its promise is its own accuracy
+                    found = score(answers[name], part.labels, part.classes).as_dict()
+                    metadata["scores"][name] = {key: found[key] for key in SCORES}
         place.count_test_look(splits.fingerprint, run.id, f"export {variant}")
     else:
         graph = in_precision(graph, precision, None)
@@ -283,10 +295,12 @@ def make(
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
         "opset": OPSET,
+        "footprint": footprint(content, metadata["input_shape"]).as_dict(),
         "run": run.id,
         "precision": precision,
         "variant": variant,
         "quantized": None if told is None else told.as_dict(),
+        "acceptance": None if accepting is None else accepting.as_dict(),
         "loss": loss or None,
         "flagged": any(one.flagged for one in losses.values()),
         "limit": LIMIT,
@@ -397,33 +411,3 @@ def reference_on(split: str, run: Run, splits: Splits, store: Store) -> NDArray[
     np.savez(stream, allow_pickle=False, logits=found)
     write_sealed(file, stream.getvalue())
     return found
-
-
-def export(
-    run: Run,
-    to: Path,
-    store: Store | None = None,
-    *,
-    precision: Precision = "fp32",
-    quantization: Quantization = AUTOMATIC,
-) -> dict[str, Any]:
-    """Write a finished run as ONNX to `to`. Returns its path, size, digest and, but for fp32, what it loses.
-
-    Args:
-        quantization: of int8: calibration, and how much accuracy it may lose.
-        store: with the images for int8 calibration and for measuring both smaller precisions.
-
-    Raises:
-        BadInput: the target is not an .onnx file, or its folder is missing; or as `make`.
-        BadModel: the weights cannot be read.
-        WorkFailed: int8 does not meet its limit. Nothing is written then.
-    """
-    if to.suffix != ".onnx" or not to.parent.is_dir():
-        raise BadInput(
-            "the export's path is not an .onnx file in an existing folder",
-            given=to,
-            do="write for example --to student.onnx",
-        )
-    made = make(run, store, precision, quantization)
-    write(to, made.content)
-    return {"file": str(to), **made.facts}

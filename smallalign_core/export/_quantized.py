@@ -24,13 +24,14 @@ from smallalign_core.export._runtime import OnnxClassifier
 from smallalign_core.metrics import divergence, score_interval
 from smallalign_core.networks.quantize import Quantizer
 from smallalign_core.runs.export_report import Drop, LayerSensitivity, Quantized, in_points
-from smallalign_core.spec.precision import CALIBRATIONS, Calibration, Quantization
+from smallalign_core.spec.precision import CALIBRATIONS, Calibration, FileOptions
 
 ALPHA = 0.05
 SEQUENCES = 2
 """The file with all layers in integers, and the sequence of those with some in float."""
 SENSED = 256
 """Calibration images that sensitivities are computed on."""
+DROP_STEP = 0.5
 MOST = 10_000_000
 """Images, beyond which no number is named."""
 
@@ -39,15 +40,16 @@ Finish = Callable[[bytes], bytes]
 
 @dataclass(frozen=True)
 class Made:
-    """An int8 graph, and how it was made."""
+    """An int8 graph, and how it was made; `tested`: graphs whose loss was tested on the validation images."""
 
     graph: bytes
     how: Quantized
+    tested: int = 1
 
 
 def quantized(
     quantizer: Quantizer,
-    how: Quantization,
+    how: FileOptions,
     finish: Finish,
     pixels: NDArray[np.uint8],
     val: ImageSet,
@@ -88,12 +90,13 @@ def quantized(
     limit, whole = how.max_drop / 100, drop_of(reference, logits[chosen], val.labels, level)
     costs = sensitivities(quantizer, chosen, finish, pixels[np.linspace(0, len(pixels) - 1, SENSED).astype(int)])
     order = [int(at) for at in np.argsort(costs, kind="stable")]
-    graph, kept, drop = plain, frozenset[int](), whole
+    graph, kept, drop, tested = plain, frozenset[int](), whole, 1
     if whole.high > limit:
         found: tuple[bytes, frozenset[int], Drop] | None = None
         for count in range(len(order)):  # the last one is the plain file
             left = frozenset(order[count:])
             one = fixed_width(quantizer.write(chosen, floats=left))
+            tested += 1
             now = drop_of(reference, answered(one), val.labels, level)
             if now.high > limit:
                 if found is None:
@@ -113,6 +116,7 @@ def quantized(
             layers=layers,
             images=min(SENSED, len(pixels)),
         ),
+        tested,
     )
 
 
@@ -158,6 +162,18 @@ def images_without_difference(limit: float, level: float) -> int:
     return math.ceil(square * (1 - limit) / limit)
 
 
+def least_drop(images: int) -> float:
+    """The smallest multiple of `DROP_STEP` points, as `max_drop`, that so many validation images can show."""
+    level = 1 - ALPHA / (SEQUENCES * len(CALIBRATIONS))
+    return DROP_STEP * math.ceil(_least_shown(images, level) * 100 / DROP_STEP)
+
+
+def _least_shown(images: int, level: float) -> float:
+    """The smallest loss (a share) that so many images can show; see `images_without_difference`."""
+    square = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    return square / (images + square)
+
+
 def images_needed(drop: Drop, limit: float) -> int | None:
     """Images that would show a loss below `limit` if the two files differed as often; None if none would."""
     if drop.loss >= limit or not drop.images:
@@ -184,8 +200,7 @@ def _check_images(points: float, images: int, level: float, compared: int) -> No
     if images >= needed:
         return
     fewer = images_without_difference(points / 100, 1 - ALPHA / SEQUENCES)
-    square = NormalDist().inv_cdf((1 + level) / 2) ** 2
-    least = math.ceil(10000 * square / (images + square)) / 100
+    least = math.ceil(10000 * _least_shown(images, level)) / 100
     alone = f" ({fewer:,} with --calibration)" if compared > 1 else ""
     raise BadInput(
         f"{images:,} validation images cannot show that at most {points:g} points of accuracy are lost, even if no "

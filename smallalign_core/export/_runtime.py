@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from smallalign_core.data import ImageSet
 from smallalign_core.errors import BadModel
+from smallalign_core.runs.export_report import Acceptance
 from smallalign_core.spec import DataSpec
 from smallalign_core.system.batching import by_pixels
 
@@ -60,6 +62,16 @@ class OnnxClassifier:
         rows = np.arange(len(images))
         return np.concatenate([self.logits(nhwc(images.take(part))) for part in np.split(rows, rows[BATCH::BATCH])])
 
+    def outputs_of(self, images: ImageSet, names: Sequence[str]) -> tuple[NDArray[Any], ...]:
+        """Some outputs for all images of a split, each [N, ...]."""
+        step = at_once(self.metadata, *images.images.shape[2:])
+        rows = np.arange(len(images))
+        parts = [
+            self.session.run(list(names), {"images": nhwc(images.take(part))})
+            for part in np.split(rows, rows[step::step])
+        ]
+        return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
+
     def latency(self, image: NDArray[np.uint8], seconds: float = 0.5) -> tuple[float, float]:
         """(p50, p95) milliseconds for one image, after as long a warm-up."""
         return timed(lambda: self.session.run(["logits"], {"images": image[None]}), seconds)
@@ -103,6 +115,7 @@ def read_metadata(kept: str | None, name: str) -> dict[str, Any]:
         "data_spec": dict,
         "scores": dict,
         "loss": dict,
+        "acceptance": dict,
         "classes": list,
         "precision": str,
         "run": str,
@@ -117,10 +130,23 @@ def read_metadata(kept: str | None, name: str) -> dict[str, Any]:
             raise ValueError
         if not RUN.fullmatch(metadata.get("run", "0000")):  # an id: a file names no folder of this machine
             raise ValueError
+        if not isinstance(metadata.get("temperature", 1.0), float | int):
+            raise ValueError
+        acceptance_in(metadata)
         DataSpec.model_validate({"source": "-", **metadata.get("data_spec", {})})
     except (ValueError, RecursionError):
         raise BadModel("the model's metadata is damaged", given=name, do="export it again") from None
     return metadata
+
+
+def acceptance_in(metadata: Mapping[str, Any]) -> Acceptance | None:
+    """What the metadata of an export states of its output `accepted`; None without one.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    written = metadata.get("acceptance")
+    return TypeAdapter(Acceptance).validate_python(written) if written else None
 
 
 def nhwc(images: ImageSet, count: int | None = None) -> NDArray[np.uint8]:

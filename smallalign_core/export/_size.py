@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import copy
 import functools
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from smallalign_core import data, networks
 from smallalign_core.data import ImageSet, Splits
@@ -22,15 +25,18 @@ from smallalign_core.export._file import (
     finished,
     graph_of,
     graph_of_run,
+    in_integers,
     in_precision,
     metadata_of,
 )
 from smallalign_core.export._parity import Loss
+from smallalign_core.export._runtime import OnnxClassifier
 from smallalign_core.networks import Classifier
 from smallalign_core.networks.onnx_graph import OPSET
+from smallalign_core.runs.export_report import Quantized
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import RunSpec, digest
-from smallalign_core.spec.precision import CALIBRATED, PRECISIONS, Precision
+from smallalign_core.spec.precision import CALIBRATED, PRECISIONS, FileOptions, Precision
 
 Sizes = dict[str, int | None]
 STAND_IN = 1.5
@@ -51,6 +57,36 @@ def sizes_of(run: Run, store: Store) -> Sizes:
     graph, splits = graph_of_run(run, store, about), data.load(run.data, store.data_cache)
     files = {name: _file(_in(graph, name, splits.train), about, name, splits) for name in PRECISIONS}
     return {name: None if content is None else len(content) for name, content in files.items()}
+
+
+@dataclass(frozen=True)
+class Within:
+    """An int8 file that keeps an accuracy limit, with stand-ins for scores that it says of itself.
+
+    Attributes:
+        content: as large and as fast as `export` writes it.
+        logits: on the validation images, float32 [N, classes].
+        files: how many were tested on these.
+    """
+
+    content: bytes
+    logits: NDArray[np.float32]
+    files: int
+
+
+def within_drop(run: Run, store: Store, max_drop: float) -> Within:
+    """The int8 file of a finished run that loses at most so many points on validation; the test images are not used.
+
+    Raises:
+        BadInput: too few validation images to show it.
+        WorkFailed: no file does.
+        BadModel, BadData: as of `sizes_of`.
+    """
+    about, splits = metadata_of(run), data.load(run.data, store.data_cache)
+    made = in_integers(graph_of_run(run, store, about), FileOptions(max_drop=max_drop), run, splits, store, about)
+    content = _file(made.graph, about, "int8", splits, made.how)
+    assert content is not None, "a graph was made"
+    return Within(content, OnnxClassifier(content).logits_of(splits.val), made.tested)
 
 
 def sizes_before(
@@ -127,12 +163,14 @@ def _in(graph: bytes, precision: Precision, training: ImageSet) -> bytes | None:
         return None
 
 
-def _file(graph: bytes | None, about: dict[str, Any], precision: Precision, splits: Splits) -> bytes | None:
+def _file(
+    graph: bytes | None, about: dict[str, Any], precision: Precision, splits: Splits, told: Quantized | None = None
+) -> bytes | None:
     if graph is None:
         return None
     more: dict[str, Any] = {"precision": precision, "opset": OPSET}
     if precision != "fp32":
         more["loss"] = {name: Loss.blank(len(getattr(splits, name))).as_dict() for name in ("val", "test")}
     if precision in CALIBRATED:
-        more |= about_calibration(splits.train)
+        more |= about_calibration(splits.train, told)
     return finished(graph, about | more)

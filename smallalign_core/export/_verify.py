@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,20 @@ from numpy.typing import NDArray
 from smallalign_core import data
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadData, BadInput, BadModel
+from smallalign_core.export import targets
+from smallalign_core.export._acceptance import OUTPUTS, repeated
 from smallalign_core.export._checksum import KEY, checksum_matches
-from smallalign_core.export._parity import GATES, parity
-from smallalign_core.export._runtime import METADATA, at_once, check_doors, nhwc, read_metadata
+from smallalign_core.export._parity import GATES, Gate, parity
+from smallalign_core.export._runtime import METADATA, acceptance_in, at_once, check_doors, nhwc, read_metadata
 from smallalign_core.metrics import logits_of, score
 from smallalign_core.runs import class_names, imported
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import DataSpec, parse_data
-from smallalign_core.system import sandbox
+from smallalign_core.spec.target import Target, target_of
+from smallalign_core.system import extras, sandbox
 
+Answered = tuple[dict[str, NDArray[np.float32]], tuple[float, float]]
+"""Outputs for images, such as logits [N, classes], by name; and (p50, p95) milliseconds for one."""
 COMPARED = ("max_abs_diff", "relative_diff", "top1_agreement", "reference_accuracy")
 
 
@@ -37,7 +44,7 @@ def verify(
     proof: Path | None = None,
     told: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Look at an ONNX file, and try it on the whole held-out test set.
+    """Look at an ONNX file, or an export for another runtime, and try it on the whole held-out test set.
 
     An export of SmallAlign must have a matching checksum. It is compared with PyTorch where the run that it names (or
     `run`) is in the store, and always with the accuracy in its metadata. A file of others is compared with `run`,
@@ -60,6 +67,9 @@ def verify(
     told = dict(told or {})
     digest = hashlib.sha256(content).hexdigest()
     held = None if proof is None else _read_proof(proof, digest)
+    target = target_of(file)
+    if target is not None:
+        return _of_target(file, content, target, store, run, data_source, held) | {"sha256": digest}
     facts = sandbox.inspect(file, told.get("size") or (224, 224))
     if facts["kind"] != "onnx":
         raise BadModel("the file is not an ONNX model", given=f"{file}, {facts['kind']}", do="name an .onnx file")
@@ -73,8 +83,18 @@ def verify(
             do="export the run again, or get the original file",
         )
     if ours:
-        found = _ours(file, content, facts, store, run, data_source, held)
-        found["ok"] = found["ok"] and False not in (found["proof"] or {}).values()
+        doors = [(facts["input"]["name"], facts["input"]["type"])]
+        check_doors(doors, {door["name"] for door in facts["outputs"]}, str(file))
+        about = read_metadata(facts["metadata"].get(METADATA), str(file))
+        names = ("logits", "probabilities", *OUTPUTS) if acceptance_in(about) else ("logits",)
+        if missing := set(names) - {door["name"] for door in facts["outputs"]}:
+            raise BadModel(
+                "the model does not have the outputs that its metadata describes",
+                given=f"{file}: without {', '.join(sorted(missing))}",
+                do="export it again",
+            )
+        gate = GATES.get(about.get("precision", "fp32"), GATES["fp32"])
+        found = _ours(file, about, gate, partial(_answered, content, about, names), store, run, data_source, held)
     else:
         found = _theirs(file, content, facts, store, run, data_source, told)
     described = ("bytes", "sha256", "opset", "ir", "nodes", "params", "input", "outputs", "producer")
@@ -129,43 +149,78 @@ def _repeated(
     return again
 
 
-def _ours(
+def _of_target(
     file: Path,
     content: bytes,
-    facts: dict[str, Any],
+    target: Target,
     store: Store,
     run: str | None,
     data_source: str | None,
     held: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    doors = [(facts["input"]["name"], facts["input"]["type"])]
-    check_doors(doors, {door["name"] for door in facts["outputs"]}, str(file))
-    told = read_metadata(facts["metadata"].get(METADATA), str(file))
-    asked = run or told.get("run")
+    """A file for another runtime: only one of ours, whose checksum matches, is opened."""
+    files = targets.read_files(file, target, content)
+    kept = targets.read_trailer(content)
+    if kept is None:
+        raise BadModel(
+            "the file was changed after export, or is not an export of SmallAlign",
+            given=file,
+            do="export the run again; of files of others, only ONNX is verified",
+        )
+    about = read_metadata(kept, str(file))
+    targets.check_beside(files, about, file)
+    extras.require(target.package, f"verifying {target.title} files")
+
+    def answered(images: ImageSet) -> Answered:
+        model = targets.TargetClassifier(target, files, about)
+        return {"logits": model.logits_of(images)}, model.latency(images)
+
+    found = _ours(file, about, targets.GATE, answered, store, run, data_source, held)
+    runtime = f"{target.title} {extras.version(target.package)}"
+    more = {"target": target.name, "runtime": runtime, "written_by": about.get("runtime")}
+    return found | more | {"sealed": True, "bytes": sum(map(len, files.values()))}
+
+
+def _ours(
+    file: Path,
+    told: dict[str, Any],
+    gate: Gate,
+    answered: Callable[[ImageSet], Answered],
+    store: Store,
+    run: str | None,
+    data_source: str | None,
+    held: dict[str, Any] | None,
+) -> dict[str, Any]:
+    run_id = run or told.get("run")
     known = None
     with contextlib.suppress(BadInput) if run is None else contextlib.nullcontext():
-        known = store.finished(asked) if asked else None
+        known = store.finished(run_id) if run_id else None
     try:
         splits = _images_for(told, known, store, data_source)
     except BadData as error:
         if data_source is not None or run is not None:
             raise
-        return _unscored(told, asked, f"nothing: accuracy was not checked, since {error.wrong}; add --data")
+        return _unscored(told, run_id, f"nothing: accuracy was not checked, since {error.wrong}; add --data")
     images = splits.test
-    answers, latency = _answered(content, images, at_once(told, *images.shape[1:]))
+    outputs, latency = answered(images)
+    answers = outputs["logits"]
     if answers.shape[1] != len(images.classes):
         raise _other_classes(answers.shape[1], images)
-    store.count_test_look(splits.fingerprint, asked or file.name, "verify")
-    precision = told.get("precision", "fp32")
-    gate = GATES.get(precision, GATES["fp32"])
+    store.count_test_look(splits.fingerprint, run_id or file.name, "verify")
     reference = logits_of(imported.classifier(known, images.classes), images) if known else answers
     found = parity(reference, answers, images, latency, gate).as_dict()
     promised = told.get("scores", {}).get("test", {}).get("accuracy")
     same_images = promised is not None and told.get("data", {}).get("fingerprint") == splits.fingerprint
     near = max(gate.promise, 0.5 / len(images))
     kept_promise = abs(promised - found["accuracy"]) < near if same_images else None
-    found["ok"] = kept_promise is not False and (found["ok"] if known else kept_promise is True)
     proved = _repeated(held, found, near, reference if known else None, splits)
+    found["ok"] = kept_promise is not False and (found["ok"] if known else kept_promise is True)
+    found["ok"] = found["ok"] and False not in (proved or {}).values()
+    accepting = None
+    if (written := acceptance_in(told)) is not None and "accepted" in outputs:
+        temperature = float(told.get("temperature") or 1.0)
+        accepting = repeated(outputs, images.labels, written, gate, temperature, same_images=same_images)
+        found["ok"] = found["ok"] and accepting.ok
     if known is None:  # nothing was compared image by image, so nothing is claimed
         found |= dict.fromkeys(COMPARED)
     return {
@@ -174,43 +229,47 @@ def _ours(
         "compared_with": f"PyTorch, run {known.name}" if known else "the accuracy in the file's metadata",
         "promised_accuracy": promised,
         "same_images": same_images,
-        "run": asked,
-        "precision": precision,
+        "run": run_id,
+        "precision": told.get("precision", "fp32"),
+        "acceptance": None if accepting is None else asdict(accepting),
         "loss": told.get("loss"),
         "flagged": any(one.get("flagged") for one in told.get("loss", {}).values()),
     }
 
 
-def _unscored(told: dict[str, Any], asked: str | None, why: str) -> dict[str, Any]:
+def _unscored(told: dict[str, Any], run_id: str | None, why: str) -> dict[str, Any]:
     """Facts of an export of SmallAlign without its images: checksum, inputs and outputs, metadata."""
     return {
-        **dict.fromkeys((*COMPARED, "accuracy", "p50_ms", "p95_ms", "proof")),
+        **dict.fromkeys((*COMPARED, "accuracy", "p50_ms", "p95_ms", "proof", "acceptance")),
         "images": 0,
         "ok": True,
         "compared_with": why,
         "promised_accuracy": told.get("scores", {}).get("test", {}).get("accuracy"),
         "same_images": None,
-        "run": asked,
+        "run": run_id,
         "precision": told.get("precision", "fp32"),
         "loss": told.get("loss"),
         "flagged": any(one.get("flagged") for one in told.get("loss", {}).values()),
     }
 
 
-def _answered(content: bytes, images: ImageSet, step: int) -> tuple[NDArray[np.float32], tuple[float, float]]:
-    """What an export of ours answers to all images, `step` at once, and its latency."""
-    session = imported.open_sandboxed(content, threads=1)
-    parts = []
+def _answered(content: bytes, told: dict[str, Any], names: Sequence[str], images: ImageSet) -> Answered:
+    """These outputs of an ONNX export of ours for all images, each [N, ...]."""
+    session, step = imported.open_sandboxed(content, threads=1), at_once(told, *images.shape[1:])
+    parts: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
     for at in range(0, len(images), step):
         pixels = nhwc(images.take(np.arange(at, min(at + step, len(images)))))
-        parts.append(session.run("logits", "images", pixels))
-        if parts[-1].ndim != 2 or len(parts[-1]) != len(pixels):
-            raise BadModel(
-                "the model does not output one row per image",
-                given=f"{parts[-1].shape} for {len(pixels)} images",
-                do="give a file that SmallAlign exported",
-            )
-    return np.concatenate(parts), session.latency("logits", "images", nhwc(images, 1))
+        for name in names:
+            found = session.run(name, "images", pixels)
+            if found.ndim != (1 if name in OUTPUTS else 2) or len(found) != len(pixels):
+                raise BadModel(
+                    "the model does not output one row per image",
+                    given=f"{name}: {found.shape} for {len(pixels)} images",
+                    do="give a file that SmallAlign exported",
+                )
+            parts[name].append(found)
+    latency = session.latency("logits", "images", nhwc(images, 1))
+    return {name: np.concatenate(each) for name, each in parts.items()}, latency
 
 
 def _other_classes(count: int, images: ImageSet) -> BadInput:

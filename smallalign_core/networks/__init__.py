@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, assert_never
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,27 +20,22 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from smallalign_core.errors import BadModel, BadSpec
-from smallalign_core.networks import _library, _python, pruning
+from smallalign_core.networks import _headless, _library, _own, _python, pruning
 from smallalign_core.networks._bits import baked as baked, in_bits as in_bits, plain_names
 from smallalign_core.networks._library import input_size as input_size, where_weights_are as where_weights_are
 from smallalign_core.spec import (
-    Cnn,
     DataSpec,
     GivenNetwork,
     LibraryNetwork,
-    Mlp,
     Network,
     Pruned,
     PythonNetwork,
-    Resnet,
     RunSpec,
-    Separable,
 )
-from smallalign_core.spec.parts import OwnNetwork
 from smallalign_core.system import machine, usercode
 
 MAX_PARAMS = 200_000_000
-START = ("pretrained", "frozen", "head_rate", "weights", "weights_sha256")
+START = ("pretrained", "frozen", "head_rate", "weights", "weights_sha256", "num_classes")
 
 
 class BaseClassifier(nn.Module):
@@ -150,88 +145,7 @@ def _corrupts(layer: nn.Conv2d) -> bool:
     return strided and layer.in_channels // layer.groups < 8 and not machine.avx512()
 
 
-# --- bodies -----------------------------------------------------------------------------------------------------------
-
-
-def _conv(inside: int, outside: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> list[nn.Module]:
-    return [
-        nn.Conv2d(inside, outside, kernel, stride, kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(outside),
-    ]
-
-
-class _Residual(nn.Module):
-    """Basic block of ResNet (He et al., 2015), figure 2."""
-
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
-        super().__init__()
-        self.main = nn.Sequential(*_conv(inside, outside, 3, stride), nn.ReLU(), *_conv(outside, outside))
-        plain = stride == 1 and inside == outside
-        self.skip = nn.Identity() if plain else nn.Sequential(*_conv(inside, outside, 1, stride))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.main(x) + self.skip(x))
-
-
-def _head(features: int, classes: int, dropout: float) -> list[nn.Module]:
-    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(features, classes)]
-
-
-def _mlp(spec: Mlp, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    layers: list[nn.Module] = [nn.Flatten()]
-    inside = shape[0] * shape[1] * shape[2]
-    for _ in range(spec.depth):
-        layers += [nn.Linear(inside, spec.width), nn.ReLU(), nn.Dropout(spec.dropout)]
-        inside = spec.width
-    return nn.Sequential(*layers, nn.Linear(inside, classes))
-
-
-def _staged(spec: Cnn | Separable, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Stages of doubling width, each halving the side until it is below 4 pixels."""
-    side, inside = min(shape[1:]), shape[0]
-    layers: list[nn.Module] = []
-    for stage in range(spec.depth):
-        outside = spec.width * 2**stage
-        if isinstance(spec, Cnn) or stage == 0:
-            layers += [*_conv(inside, outside), nn.ReLU()]
-        else:
-            layers += [*_conv(inside, inside, groups=inside), nn.ReLU(), *_conv(inside, outside, 1), nn.ReLU()]
-        if side >= 4:
-            layers.append(nn.MaxPool2d(2))
-            side //= 2
-        inside = outside
-    return nn.Sequential(*layers, *_head(inside, classes, spec.dropout))
-
-
-def _resnet(spec: Resnet, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    layers: list[nn.Module] = [*_conv(shape[0], spec.width), nn.ReLU()]
-    inside = spec.width
-    for stage in range(3):
-        outside = spec.width * 2**stage
-        for block in range(spec.depth):
-            layers.append(_Residual(inside, outside, stride=2 if stage and not block else 1))
-            inside = outside
-    return nn.Sequential(*layers, *_head(inside, classes, spec.dropout))
-
-
 # --- building, counting, keeping --------------------------------------------------------------------------------------
-
-
-def _own_body(network: OwnNetwork, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    match network:
-        case Mlp():
-            return _mlp(network, shape, classes)
-        case Cnn() | Separable():
-            return _staged(network, shape, classes)
-        case Resnet():
-            return _resnet(network, shape, classes)
-        case _:
-            assert_never(network)
-
-
-def _seen(network: OwnNetwork, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """(channels, height, width) of what the body gets from images of `shape`."""
-    return (shape[0], network.size, network.size) if network.size else shape
 
 
 def _refuse_giants(network: Network, shape: tuple[int, int, int], classes: int) -> None:
@@ -239,7 +153,7 @@ def _refuse_giants(network: Network, shape: tuple[int, int, int], classes: int) 
     if isinstance(network, GivenNetwork):
         return
     with torch.device("meta"):
-        body = _own_body(network, _seen(network, shape), classes)
+        body = _own.body(network, _own.seen(network, shape), classes)
     params = sum(parameter.numel() for parameter in body.parameters())
     if params > MAX_PARAMS:
         raise BadSpec(
@@ -261,6 +175,7 @@ def build(
     """A freshly initialised classifier; equal arguments give equal weights.
 
     Args:
+        classes: none for a network without a head, which outputs its pooled features [N, F] instead of logits.
         shape: (channels, height, width) of the images.
         mean, std: per channel of the training images, scaled to 0..1. Weights to start from keep their own.
 
@@ -269,19 +184,22 @@ def build(
         BadModel: the file to start from has changed, or belongs to another network.
         BadInput: the user's Python file cannot be read or imported, may not run, or raised an exception.
     """
-    _refuse_giants(network, shape, len(classes))
+    outputs = len(classes) or _headless.OUTPUTS
+    _refuse_giants(network, shape, outputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if isinstance(network, PythonNetwork):
             return _of_user(network, classes, shape, mean, std)
         if not isinstance(network, LibraryNetwork):
-            seen = _seen(network, shape)
-            body = _own_body(network, seen, len(classes))
-            pruning.resize(body, network.pruned, seen, len(classes))
+            seen = _own.seen(network, shape)
+            body = _own.body(network, seen, outputs)
+            pruning.resize(body, network.pruned, seen, outputs)
+            _headless.strip(body, classes, outputs)
             return Classifier(body, classes, shape, mean, std, size=network.size, pruned=network.pruned)
         size = input_size(network)
-        body, head, normal = _library.build(network, len(classes))
-        pruning.resize(body, network.pruned, (3, size, size), len(classes))
+        body, head, normal = _library.build(network, outputs)
+        pruning.resize(body, network.pruned, (3, size, size), outputs)
+        _headless.strip(body, classes, outputs)
     if normal is not None:
         mean, std = normal
     elif len(mean) == 1:
@@ -300,8 +218,9 @@ def _of_user(
     normal = _python.normal_of(network, mean, std)
     side = network.size
     seen = (len(normal[0]), side, side) if side else (len(normal[0]), *shape[1:])
-    body = _python.build(network, len(classes), seen)
-    pruning.resize(body, network.pruned, seen, len(classes))
+    outputs = len(classes) or _headless.OUTPUTS
+    body = _python.build(network, outputs, seen)
+    pruning.resize(body, network.pruned, seen, outputs)
     params = sum(parameter.numel() for parameter in body.parameters())
     if params > MAX_PARAMS:
         raise BadSpec(
@@ -310,14 +229,16 @@ def _of_user(
             do="make it smaller",
         )
     fast = _python.takes_channels_last(body, seen)
-    last = _head_of(body, len(classes))
+    last = _head_of(body, outputs)
     normal = normal if network.weights is None else _library.begin(network, body, last, normal)
+    _headless.strip(body, classes, outputs)
     more: dict[str, Any] = {"probe": last if network.frozen else None, "pruned": network.pruned}
     return Classifier(body, classes, shape, *normal, size=side, channels_last=fast, **more)
 
 
 def head(classifier: Classifier) -> nn.Module:
-    """The last layer, which outputs the logits; an empty module where a user's network has none that can be found."""
+    """The last layer, which outputs the logits; an empty module where there is none, or none that can be found in a
+    user's network."""
     return _head_of(classifier.body, len(classifier.classes))
 
 
@@ -326,6 +247,56 @@ def _head_of(body: nn.Module, classes: int) -> nn.Module:
         return body.get_submodule(_library.head_name(body, classes))
     except BadSpec:
         return nn.Identity()
+
+
+class Embedder(BaseClassifier):
+    """The features before the head of a classifier: uint8 images [N, channels, H, W] to float32 [N, F].
+
+    Those of a network without a head are its output.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier, self.classes, self.body = classifier, (), classifier.body
+
+    @property
+    def learned_side(self) -> int | None:
+        """That of the classifier."""
+        return self.classifier.learned_side
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The input of the head for uint8 images [N, channels, H, W]."""
+        if not self.classifier.classes:
+            found: Tensor = self.classifier(images)
+            return found.float()
+        caught: list[Tensor] = []
+        handle = head(self.classifier).register_forward_pre_hook(lambda _, given: caught.append(given[0]))
+        try:
+            self.classifier(images)
+        finally:
+            handle.remove()
+        return caught[0].float()
+
+
+def feature_width(classifier: Classifier, shown: str) -> int:
+    """The number of features before the head, counted by running an image through the network.
+
+    Args:
+        shown: what to call it in the message.
+
+    Raises:
+        BadModel: they are not one vector an image, or a user's network has no head that can be found.
+    """
+    was_training, black = classifier.training, torch.zeros((2, *classifier.input_shape), dtype=torch.uint8)
+    classifier.eval()
+    if classifier.classes and isinstance(head(classifier), nn.Identity):
+        _headless.refuse(shown)
+    with torch.no_grad():
+        made = Embedder(classifier)(black.to(classifier.mean.device))
+    classifier.train(was_training)
+    if made.ndim != 2:
+        _headless.refuse(shown, made)
+    return made.shape[1]
 
 
 @dataclass(frozen=True)
@@ -386,7 +357,8 @@ def _architecture(network: dict[str, object]) -> dict[str, object]:
 def begin_from(classifier: Classifier, file: Path) -> None:
     """Put the weights in a file that `to_bytes` wrote into a fresh classifier of the same network; the images' mean and
     deviation come with them. Of few bits, those before rounding are taken. Where both have the same classes in another
-    order, the outputs follow the names. A pruned network keeps the strongest channels of one with more.
+    order, the outputs follow the names. A pruned network keeps the strongest channels of one with more. From a network
+    without a head, a new one starts at zero.
 
     Raises:
         BadModel: the file is missing or damaged, or of another network.
@@ -395,6 +367,8 @@ def begin_from(classifier: Classifier, file: Path) -> None:
     origin = from_file(file, learning=True)
     given = plain_names(origin.state_dict())
     wanted = classifier.state_dict()
+    if bool(origin.classes) != bool(classifier.classes):  # one of both has no head
+        given = _headless.without_head(given, wanted, origin, classifier)
     odd = _other_shapes(given, wanted)
     if odd and classifier.pruned is not None and classifier.pruned != origin.pruned:
         origin = from_file(file)

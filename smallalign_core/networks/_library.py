@@ -300,6 +300,8 @@ def _start_from(
         given = {name: tensor for name, tensor in given.items() if not name.startswith(AUXILIARY)}
     wanted = network.state_dict()
     given = _unwrapped(given, wanted)
+    if isinstance(spec, Timm):
+        given = _at_grid(network, given, wanted)
     place = next((name for name, module in network.named_modules() if module is head), "-")
     heads = {f"{place}.weight", f"{place}.bias"} & set(wanted)
     if any(name not in given or given[name].shape != wanted[name].shape for name in heads):
@@ -309,6 +311,19 @@ def _start_from(
     _refuse_others(spec, given, {name: tensor for name, tensor in wanted.items() if name not in heads})
     network.load_state_dict(as_saved_by(network, given), strict=False)
     return normal, bool(heads)
+
+
+def _at_grid(network: nn.Module, given: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with a vision transformer's position embeddings interpolated to its grid of patches, as timm loads
+    weights of another input size: DINOv2's are of 518 pixels."""
+    name, grid = "pos_embed", getattr(getattr(network, "patch_embed", None), "grid_size", None)
+    if grid is None or name not in given or name not in wanted or given[name].shape == wanted[name].shape:
+        return given
+    if given[name].ndim != 3 or given[name].shape[-1] != wanted[name].shape[-1]:
+        return given  # of another network: refused below
+    timm = extras.load("timm", "position embeddings")
+    prefix = 0 if getattr(network, "no_embed_class", False) else getattr(network, "num_prefix_tokens", 1)
+    return given | {name: timm.layers.resample_abs_pos_embed(given[name], list(grid), num_prefix_tokens=prefix)}
 
 
 def as_saved_by(network: nn.Module, tensors: Mapping[str, Any]) -> OrderedDict[str, Any]:

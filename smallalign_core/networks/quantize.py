@@ -1,8 +1,10 @@
 """Quantization of an ONNX graph to 8-bit integers, with any of its layers left in float.
 
 A layer is a product of weights (convolution, linear map) with what follows it up to the next one. In integers, its
-weights and activations have 8 bits (QDQ, written by ONNX Runtime's quantizer). Left in float, its arithmetic is in
-float32, and its weights are still stored in 8 bits by channel: what costs accuracy are nearly always activations.
+activations have 8 bits and its weights 7, from -64 to 64 (QDQ, written by ONNX Runtime's quantizer): two products of 8
+bits by 8 do not fit the 16 bits in which x86-64 processors without VNNI add them, and saturate. Left in float, its
+arithmetic is in float32, and its weights are stored in 8 bits by channel: what costs accuracy are nearly always
+activations.
 An activation between a layer in integers and one in float is rounded to 8 bits.
 """
 
@@ -179,7 +181,7 @@ class Quantizer:
             quantizer = QDQQuantizer(
                 model,
                 True,  # weights by channel
-                False,
+                True,  # weights of 7 bits: where a processor has no VNNI, ONNX Runtime adds two products in 16 bits
                 QuantType.QInt8,
                 QuantType.QUInt8,  # unsigned by signed is what processors multiply fastest
                 TensorsData(CalibrationMethod.MinMax, ranges),

@@ -40,11 +40,11 @@ STORED = {"float": "float", "float16": "float", "double": "float", "uint8": "uin
 CHUNK = 128  # images that a file of any batch gets at once
 
 
-def open_sandboxed(content: bytes, threads: int) -> sandbox.SandboxedSession:
-    """An accepted file, run in a sandbox. A batch of a large network may need gigabytes; half of the machine's
-    leaves whoever trains alive."""
+def open_sandboxed(content: bytes, threads: int, engine: Path | None = None) -> sandbox.SandboxedSession:
+    """An accepted file, run in a sandbox by ONNX Runtime or another engine. A batch of a large network may need
+    gigabytes; half of the machine's leaves whoever trains alive."""
     limits = sandbox.Limits(memory=max(sandbox.LIMITS.memory, memory() // 2), seconds=ANSWER_SECONDS)
-    return sandbox.SandboxedSession(content, threads=threads, limits=limits)
+    return sandbox.SandboxedSession(content, threads=threads, limits=limits, engine=engine)
 
 
 class OnnxClassifier(BaseClassifier):
@@ -146,7 +146,7 @@ class ClassSubset(BaseClassifier):
         return found
 
 
-def class_columns(known: Sequence[str], asked: Sequence[str]) -> list[int]:
+def class_columns(known: Sequence[str], wanted: Sequence[str]) -> list[int]:
     """Place of each requested class among the known ones; by name, upper and lower case alike if that is unambiguous.
 
     Raises:
@@ -154,20 +154,20 @@ def class_columns(known: Sequence[str], asked: Sequence[str]) -> list[int]:
     """
     places = {name: place for place, name in enumerate(known)}
     folded = {name.strip().casefold(): place for place, name in enumerate(known)}
-    if len(folded) == len(known) and len({name.strip().casefold() for name in asked}) == len(asked):
+    if len(folded) == len(known) and len({name.strip().casefold() for name in wanted}) == len(wanted):
         places = folded | places
-    found = [places.get(name, places.get(name.strip().casefold(), -1)) for name in asked]
-    twice = [name for name, place in zip(asked, found, strict=True) if list(known).count(known[place]) > 1]
+    found = [places.get(name, places.get(name.strip().casefold(), -1)) for name in wanted]
+    twice = [name for name, place in zip(wanted, found, strict=True) if list(known).count(known[place]) > 1]
     if twice:
         raise BadInput(
-            "the teacher has duplicate class names", given=_listed(twice), do="give its class names (--classes)"
+            "the teacher has duplicate class names", given=_listed(twice), do="import it with class names (--classes)"
         )
-    missing = [name for name, place in zip(asked, found, strict=True) if place < 0]
+    missing = [name for name, place in zip(wanted, found, strict=True) if place < 0]
     if missing:
         raise BadInput(
-            f"the teacher's classes do not match the data: it lacks {len(missing)} of {len(asked)} classes",
+            f"the teacher's classes do not match the data: it lacks {len(missing)} of {len(wanted)} classes",
             given=f"missing: {_listed(missing)}; its {len(known)} classes: {_listed(known)}",
-            do="choose a teacher of these classes, or give its class names as in the dataset (--classes)",
+            do="choose a model of these classes, or import it again with the names of the dataset (import --classes)",
         )
     return found
 
@@ -193,6 +193,8 @@ def classifier(run: Run, classes: tuple[str, ...] | None = None) -> BaseClassifi
             raise BadModel("the imported file is missing", given=run.weights, do="import it again") from None
     else:
         whole = networks.from_file(run.weights, (run.result or {}).get("weights_sha256"))
+    if not whole.classes:
+        run.require_finished(headless=False)  # refuses: for what reads runs without `Store.finished`
     if classes is None or classes == whole.classes:
         return whole.eval()
     return ClassSubset(whole, class_columns(whole.classes, classes), classes).eval()
@@ -389,7 +391,7 @@ def _input(
     }
 
 
-def _output(facts: dict[str, Any], asked: str | None, classes: int) -> dict[str, Any]:
+def _output(facts: dict[str, Any], wanted: str | None, classes: int) -> dict[str, Any]:
     """The output that holds one number a class, and how its numbers are stored."""
     doors = {
         door["name"]: (door["type"].removeprefix("tensor(").rstrip(")"), shape)
@@ -402,12 +404,12 @@ def _output(facts: dict[str, Any], asked: str | None, classes: int) -> dict[str,
     }
     numbers = [f"{name}: {kind}" for name, (kind, _) in doors.items() if kind.startswith(("int", "uint", "string"))]
     fitting = [name for name, shape in flat.items() if shape[1:2] == [classes]]
-    chosen = asked or next(
+    chosen = wanted or next(
         (found[0] for found in (["logits"] if "logits" in flat else [], list(flat), fitting) if len(found) == 1), None
     )
     if chosen not in flat:
-        given = f"{asked or ''} {list(doors)}".strip()
-        if numbers and (asked in doors or not flat):
+        given = f"{wanted or ''} {list(doors)}".strip()
+        if numbers and (wanted in doors or not flat):
             raise BadInput(
                 "the output is a class index (argmax), not scores, which cannot be distilled",
                 given=", ".join(numbers),

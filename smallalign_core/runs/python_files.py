@@ -6,8 +6,9 @@ run's folder gets a copy, so that the run can be loaded, resumed and exported wh
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from smallalign_core.errors import BadInput
 from smallalign_core.runs.queue import Access
@@ -16,7 +17,11 @@ from smallalign_core.spec.python import copy_name
 from smallalign_core.system import limits, usercode
 from smallalign_core.system.files import write_folder
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Kind = TypeVar("Kind", bound=Part)
+Request = TypeVar("Request", bound="DataclassInstance")
 
 
 def filled(spec: Kind, by: Access) -> Kind:
@@ -44,6 +49,22 @@ def filled(spec: Kind, by: Access) -> Kind:
         return one.model_copy(update={"file": str(file), "sha256": sha256})
 
     return with_code(spec, fill)
+
+
+def filled_request(request: Request, by: Access) -> Request:
+    """A request as `filled`: in each of its fields that is a part of a spec, or a tuple of these.
+
+    Raises:
+        Refused, BadInput, BadModel: as `filled`.
+    """
+    changed: dict[str, Any] = {}
+    for field in fields(request):
+        value = getattr(request, field.name)
+        if isinstance(value, Part):
+            changed[field.name] = filled(value, by)
+        elif isinstance(value, tuple) and any(isinstance(one, Part) for one in value):
+            changed[field.name] = tuple(filled(one, by) for one in value)
+    return replace(request, **changed)
 
 
 def keep(spec: Part, folder: Path) -> None:

@@ -49,6 +49,8 @@ class RunRow:
         study, study_title: id and title of the study that it belongs to; filled in by `studies.membership`.
         here: of a teacher that is offered for some images, its accuracy on validation images of them; None where
             it was not evaluated there. `note` is shown in its label then, instead of its accuracy on its own images.
+        headless: whether it is finished and its network gives features and no class; `cosine`: the mean cosine
+            similarity of its projected features to its teacher's on validation images, None without a teacher.
     """
 
     id: str
@@ -86,10 +88,12 @@ class RunRow:
     study_title: str = ""
     here: float | None = None
     note: str = ""
+    headless: bool = False
+    cosine: float | None = None
 
     @property
     def finished(self) -> bool:
-        """Whether it can be a teacher, be compared and be exported."""
+        """Whether it can be a teacher and, unless it is `headless`, be compared and exported."""
         return self.state == State.FINISHED
 
     @property
@@ -104,6 +108,8 @@ class RunRow:
         if self.note:
             return f"{first} · {self.note}"
         first += f" · {Path(self.source).name}" if self.in_zoo else ""  # the accuracy is that on its own images
+        if self.headless:
+            return f"{first} · features" + (f", cosine {self.cosine:.3f}" if self.cosine is not None else "")
         return first + (f" · {self.accuracy:.1%}" if self.accuracy is not None else "")
 
 
@@ -222,16 +228,20 @@ def _of_spec(folder: Path, changed: int) -> dict[str, Any]:  # noqa: ARG001  # a
 @functools.lru_cache(maxsize=8192)
 def _of_result(folder: Path, changed: int) -> dict[str, Any]:  # noqa: ARG001  # a change makes a new entry
     result = Run(folder).result or {}
-    test, recall = result["test"], result["test"].get("recall") or {}
-    return {
+    known = {
         "id": str(result["id"]),
+        "params": int(result["params"]),
+        "seconds": float(took) if isinstance(took := result.get("seconds"), int | float) else None,
+        "classes": tuple(result["classes"]),
+        **({} if result.get("imported") else {"digest": str(result.get("weights_sha256", ""))}),
+    }
+    if not known["classes"]:
+        return known | {"headless": True, "cosine": result["embedding"].get("cosine")}
+    test, recall = result["test"], result["test"].get("recall") or {}
+    return known | {
         "accuracy": float(test["accuracy"]),
         "macro": macro_of(recall) if any(share is not None for share in recall.values()) else None,
         "validation": float(result["val"]["accuracy"]),
         "low": float(test["accuracy_low"]),
         "high": float(test["accuracy_high"]),
-        "params": int(result["params"]),
-        "seconds": float(took) if isinstance(took := result.get("seconds"), int | float) else None,
-        "classes": tuple(result["classes"]),
-        **({} if result.get("imported") else {"digest": str(result.get("weights_sha256", ""))}),
     }

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import re
 import shutil
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from smallalign_core.data import check_upload
@@ -21,6 +24,9 @@ from smallalign_core.system.files import write
 
 MAGIC = {b"PK\x03\x04": "zip"}
 """How files that are accepted begin. What a file is called does not count."""
+
+LONGEST = 4096
+"""Characters of a path."""
 
 SPARE = 200 * limits.MB
 
@@ -40,8 +46,36 @@ def kept(store: Store) -> list[Path]:
     return [file for _, file in sorted(aged, reverse=True)]
 
 
-def keep(store: Store, name: str, content: bytes) -> tuple[Path, bool]:
+def packed(files: Iterable[tuple[str, bytes]]) -> bytes:
+    """Files of a folder, by their paths below it, as a zip for `keep`: equal files give equal bytes.
+
+    Raises:
+        Refused: together they are larger than the uploads of a session may be, or a path is none that a zip can hold.
+    """
+    most, size, target = limits.current().uploads_each_mb, 0, io.BytesIO()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in sorted(files):
+            size += len(content)
+            if size > most * limits.MB:
+                raise Refused(
+                    f"an uploaded folder must be at most {most} MB",
+                    given=f"more than {size / limits.MB:.0f} MB",
+                    do="enter the path of a larger folder",
+                )
+            if len(name) > LONGEST or "\0" in name or name.encode(errors="replace").decode() != name:
+                raise Refused("the name of a file cannot be stored", given=ascii(name[:60]), do="rename the file")
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return target.getvalue()
+
+
+def keep(store: Store, name: str, content: bytes, *, most_mb: int | None = None) -> tuple[Path, bool]:
     """Check an uploaded zip of images, and store it.
+
+    Args:
+        store: where it is kept.
+        name: of the user's file.
+        content: the zip.
+        most_mb: its largest size; that of one uploaded file if not given.
 
     Returns:
         Its path, which can be used as `data`, and whether it is new. Nothing was decoded yet: whoever does that and
@@ -53,10 +87,9 @@ def keep(store: Store, name: str, content: bytes) -> tuple[Path, bool]:
     """
     store.user.require("upload datasets")
     most = limits.current()
-    if len(content) > most.upload_mb * limits.MB:
-        raise Refused(
-            f"an upload must be at most {most.upload_mb} MB", given=f"{len(content) / limits.MB:.1f} MB", do=HOW
-        )
+    most_mb = most_mb or most.upload_mb
+    if len(content) > most_mb * limits.MB:
+        raise Refused(f"an upload must be at most {most_mb} MB", given=f"{len(content) / limits.MB:.1f} MB", do=HOW)
     if not content.startswith(tuple(MAGIC)):
         raise BadData("the file is not a zip archive", given=_beginning(content), do=HOW)
     check_upload(content)

@@ -143,10 +143,11 @@ class RunWriter:
             )
         return None
 
-    def finish(self, weights: bytes, logits: bytes, result: dict[str, Any]) -> None:
-        """Keep weights, answers and result; the result last, since its existence means finished."""
+    def finish(self, weights: bytes, logits: bytes | None, result: dict[str, Any]) -> None:
+        """Keep weights, answers (if there are any) and result; the result last, since its existence means finished."""
         write(self.run.folder / "weights.safetensors", weights)
-        write(self.run.folder / "logits.safetensors", logits)
+        if logits is not None:
+            write(self.run.folder / "logits.safetensors", logits)
         write_json(self.run.folder / "result.json", result)
         clean_up(self.run)
 

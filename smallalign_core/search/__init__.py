@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from smallalign_core import data
 from smallalign_core.search._build import report as report
-from smallalign_core.search._journal import FILE, extend as extend, read as read
+from smallalign_core.search._journal import FILE, begin as begin, extend as extend, read as read
 from smallalign_core.search._plan import wanted as wanted
 from smallalign_core.search._report import BudgetSearch as BudgetSearch, Row as Row
 from smallalign_core.search._spec import (
@@ -42,10 +42,14 @@ KIND = SearchSpec.KIND
 def resolved(spec: SearchSpec, run: RunSpec, store: Store) -> SearchSpec:
     """The search with the fields filled in for its probe: fingerprint, teacher's id, precision, epochs and batch.
 
+    What is installed or downloaded is no part of it, nor of its id: the first decision records that.
+
     Raises:
         BadInput: no candidate can meet the limits, too few validation images to decide, or too small a budget.
         MissingExtra: the sampler is not installed.
     """
+    from smallalign_core.search import _pretrained
+
     splits = data.load(run.data, store.data_cache)
     images = len(splits.train)
     filled = spec.model_copy(
@@ -56,6 +60,7 @@ def resolved(spec: SearchSpec, run: RunSpec, store: Store) -> SearchSpec:
             "shape": tuple(splits.shape),
             "rungs": spec.rungs or usual_rungs(images),
             "batch": spec.batch or usual_batch(images),
+            "backbones": _pretrained.named(spec, run, store),
         }
     )
     if not (store.root / "studies" / study_id(filled) / FILE).exists():  # one that goes on has passed

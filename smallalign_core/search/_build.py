@@ -9,6 +9,7 @@ from smallalign_core.runs.store import Store
 from smallalign_core.search import _plan
 from smallalign_core.search._evidence import images_needed
 from smallalign_core.search._journal import Look, Record, Trial, read
+from smallalign_core.search._outlook import outlook
 from smallalign_core.search._report import BudgetSearch, Row
 from smallalign_core.search._spec import SearchSpec, limits_in_words, study_id, title_of
 from smallalign_core.spec import digest
@@ -66,11 +67,12 @@ def build(
         latency_ms=near.ms if near else None,
         repeated=tuple(winner.get("repeated") or delivered.get("repeated") or ()),
         images=near.counts.images if near else None,
-        needed=_needed(spec, near, len(record.looks)),
-        looks=len(record.looks),
+        needed=_needed(spec, near, _plan.compared(record.looks)),
+        looks=_plan.compared(record.looks),
         spent=record.spent,
         budget=str(record.budget),
         stopped=record.stopped,
+        outlook=outlook(spec, record),
         test_looks=None if spec.data.fingerprint is None else store.test_looks(spec.data.fingerprint),
         limits_accuracy=spec.limits_accuracy,
         missing=tally.missing,
@@ -112,7 +114,7 @@ def _needed(spec: SearchSpec, look: Look | None, looks: int) -> int | None:
 def _row(spec: SearchSpec, store: Store, record: Record, trial: Trial, chosen: Look | None) -> Row:
     looks = [look for look in record.looks if look.trial == trial.number]
     look = chosen if chosen in looks else min(looks, key=lambda one: -one.counts.accuracy, default=None)
-    interval = _plan.interval(spec, look, len(record.looks)) if look else None
+    interval = _plan.interval(spec, look, _plan.compared(record.looks)) if look else None
     limit = 0.0
     if look is not None:
         limit = spec.min_accuracy or (spec.min_share or 0.0) * look.counts.teacher_accuracy

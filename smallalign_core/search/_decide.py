@@ -8,11 +8,10 @@ the record and finished runs (times, sizes) becomes part of the record.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,20 +20,19 @@ from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.search import _plan
 from smallalign_core.search._evidence import Counts
-from smallalign_core.search._journal import Measured, Record, Trial, note
-from smallalign_core.search._plan import AHEAD, Standing, runs_of, space_of, status
-from smallalign_core.search._sampler import Proposal, sampled, steps_from
-from smallalign_core.search._space import SIZES, Candidate, Space
+from smallalign_core.search._journal import SEEN, Look, Measured, Record, Trial, note
+from smallalign_core.search._laboratory import Laboratory
+from smallalign_core.search._plan import AHEAD, Standing, compared, runs_of, status
+from smallalign_core.search._proposals import proposals
+from smallalign_core.search._report import EXHAUSTED
+from smallalign_core.search._sampler import Proposal
 from smallalign_core.search._spec import ETA, SearchSpec
 from smallalign_core.spec import RunSpec, digest
-from smallalign_core.spec.precision import CALIBRATED, Precision
+from smallalign_core.spec.precision import CALIBRATED
 from smallalign_core.system.files import read_array, write_array
-from smallalign_core.training.teacher_evidence import Evidence
 
 TOGETHER = 8
 """Candidates of a round: as many as train in lockstep."""
-LOCAL = 3
-"""Of these, at most so many are one step from the best."""
 MEASURING = 0.25
 """Most of the time left that is spent on measuring the candidates of a round."""
 RULED_OUT = 24
@@ -43,6 +41,10 @@ FIRST_RATIO = 2.0
 """A rung is expected to take this many times its steps, until rungs were measured."""
 DELIVERY = 4
 """Exporting and verifying the winner takes about as long as evaluating this many files."""
+MIXED = "mixed"
+"""In place of a precision: int8 with some layers in float."""
+LOOK_FILES = 4
+"""Evaluating a file takes about as long as writing and running so many that differ in their layers in float only."""
 FIRST_LOOK = 6.0
 """Seconds of evaluating a file, before one was."""
 OVERHEAD = (1.25, 10.0)
@@ -51,39 +53,20 @@ TEACHER = "teacher"
 """File with what the teacher gets right."""
 
 
-class Laboratory(Protocol):
-    """What decisions measure; see `_lab.Lab`."""
-
-    @property
-    def train_images(self) -> int: ...
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-    def now(self) -> float: ...
-    def step(self, run: RunSpec, /) -> float: ...
-    def lesson(self, run: RunSpec, /) -> float: ...
-    def least_bytes(self, run: RunSpec, precisions: Sequence[Precision], /) -> int: ...
-    def measure(self, run: RunSpec, precisions: tuple[Precision, ...], max_bytes: int | None, /) -> Measured: ...
-    def right(self, run: Run, precision: Precision, /) -> NDArray[np.bool_]: ...
-    def teacher_right(self, run: Run, /) -> NDArray[np.bool_]: ...
-    def evidence(self, run: RunSpec, /) -> Evidence: ...
-    def deliver(self, run: Run, precision: Precision, /) -> dict[str, Any]: ...
-
-
-_SEEN: dict[Path, float] = {}
-"""When this process took its last decision of a search, by its folder."""
-
-
 class Decision:
     """The next decision of a search, taken by `take`.
 
     Args:
         record: what was decided before.
         lab: what measures.
+        loading: seconds since the last decision that are neither training nor on the laboratory's clock.
     """
 
-    def __init__(self, spec: SearchSpec, store: Store, folder: Path, record: Record, lab: Laboratory) -> None:
+    def __init__(
+        self, spec: SearchSpec, store: Store, folder: Path, record: Record, lab: Laboratory, loading: float = 0.0
+    ) -> None:
         self.spec, self.store, self.folder, self.record, self.lab = spec, store, folder, record, lab
-        self.began = lab.now()
+        self.began = lab.now() - loading
         self.trained = 0.0
 
     # --- time ---------------------------------------------------------------------------------------------------------
@@ -96,7 +79,7 @@ class Decision:
             result = status(self.store, run).result
             key = (run.augment, run.epochs, run.seed)  # what trains in lockstep takes its time once
             own[key] = max(own.get(key, 0.0), float((result or {}).get("seconds", 0.0)))
-        known, seen = sum(own.values()), _SEEN.get(self.folder)
+        known, seen = sum(own.values()), SEEN.get(self.folder)
         gap = known if seen is None else self.began - seen
         self.trained = max(known, min(gap, OVERHEAD[0] * known + OVERHEAD[1]))
         return self.trained
@@ -110,7 +93,7 @@ class Decision:
         """Record a decision, and what was spent until then."""
         note(self.folder, self.record, kind, spent=round(self.spent, 3), **values)
         self.began, self.trained = self.lab.now(), 0.0
-        _SEEN[self.folder] = self.began
+        SEEN[self.folder] = self.began
 
     def seconds_of(self, one: Measured, rungs: Sequence[int]) -> float:
         """Predicted seconds of training a candidate for these numbers of epochs, from measured ones."""
@@ -155,11 +138,7 @@ class Decision:
         found, chosen = self._within_budget(most)
         if not chosen:
             short = any(trial.ruled_out == "time" for trial in found)
-            why = (
-                "the rest of the budget is shorter than one more trial"
-                if short
-                else "all further proposals were ruled out"
-            )
+            why = "the rest of the budget is shorter than one more trial" if short else EXHAUSTED
             if found:
                 self._note_round(found)
             self.note("stop", why=why)
@@ -210,57 +189,14 @@ class Decision:
     def _fresh(self) -> Iterator[Proposal]:
         """Proposals that were not tried yet, without end in practice."""
         known = {trial.candidate for trial in self.record.trials if trial.ruled_out != "time"}
-        for proposal in self._proposals():
+        for proposal in proposals(self.spec, self.store, self.record, self.lab):
             if proposal.candidate not in known:
                 known.add(proposal.candidate)
                 yield proposal
 
-    def _proposals(self) -> Iterator[Proposal]:
-        space = space_of(self.spec, self.record)
-        number = len(self.record.rungs) + 1
-        if not self.record.trials:
-            yield from self._starters(space)
-        else:
-            known = {trial.candidate for trial in self.record.trials}
-            fresh = (one for one in self._steps(space) if one.candidate not in known)
-            yield from itertools.islice(fresh, LOCAL)
-        seed = self.spec.seed * 10_007 + number
-        yield from sampled(space, _plan.outcomes(self.spec, self.store, self.record), seed)
-
-    def _steps(self, space: Space) -> Iterator[Proposal]:
-        best = _plan.best_look(self.spec, self.record.looks)
-        if best is None:
-            best = _plan.nearest_look(self.spec, self.record.looks)
-            smaller = False
-        else:
-            smaller = self.spec.limits_accuracy
-        if best is not None:
-            yield from steps_from(space, self.record.trial(best.trial).candidate, best.trial, smaller=smaller)
-
-    def _starters(self, space: Space) -> Iterator[Proposal]:
-        """Two networks of each family: about the largest that can fit, or of middle width, and one of half of that."""
-        for family in space.families:
-            widths, depths = SIZES[family]
-            usual = Candidate(family, widths[0], depths[len(depths) // 2], 1, space.taught, "light")
-            fitting = list(widths)
-            if self.spec.max_bytes is not None:
-                fitting = [width for width in widths if self._may_fit(dataclasses.replace(usual, width=width))]
-            first = len(fitting) - 1 if self.spec.max_bytes is not None else len(widths) // 2
-            reason = "the largest that may fit" if self.spec.max_bytes is not None else "of middle width"
-            for at, why in ((first, reason), (first // 2, "a smaller one")):
-                if 0 <= at < len(fitting):
-                    yield Proposal(dataclasses.replace(usual, width=fitting[at]), f"start: {family}, {why}")
-
-    def _may_fit(self, one: Candidate) -> bool:
-        run = self._last_run(one)
-        return self.lab.least_bytes(run, self.spec.precisions) <= (self.spec.max_bytes or 0)
-
-    def _last_run(self, one: Candidate) -> RunSpec:
-        return runs_of(self.spec, self.record, Trial(0, one, "", 0))[-1]
-
     def _measured(self, proposal: Proposal, number: int) -> Trial:
         """A proposal with its exact sizes and latency, ruled out where it is beyond a limit."""
-        run, limit = self._last_run(proposal.candidate), self.spec.max_bytes
+        run, limit = _plan.last_run(self.spec, self.record, proposal.candidate), self.spec.max_bytes
         trial = Trial(number, proposal.candidate, proposal.why, len(self.record.rungs) + 1)
         least = self.lab.least_bytes(run, self.spec.precisions)
         if limit is not None and least > limit:
@@ -283,7 +219,7 @@ class Decision:
         win."""
         if not self.spec.limits_accuracy:
             return None
-        best = _plan.best_look(self.spec, self.record.looks, len(self.record.looks) + AHEAD)
+        best = _plan.best_look(self.spec, self.record.looks, compared(self.record.looks) + AHEAD)
         return None if best is None else best.bytes
 
     # --- rungs --------------------------------------------------------------------------------------------------------
@@ -334,34 +270,78 @@ class Decision:
 
     def _look(self, trials: Sequence[Trial], number: int) -> None:
         """Evaluate one more file of the trials that reached the last rung; close the round after the last."""
-        limit = _plan.target(self.spec, self.record)
         for trial in trials:
-            looks = [look for look in self.record.looks if look.trial == trial.number]
-            if any(limit is None or look.counts.accuracy >= limit for look in looks):
-                continue  # a larger precision of the same weights is no smaller answer
-            seen = {look.precision in CALIBRATED for look in looks}  # fp32 and fp16 are equal up to rounding
-            order = sorted(trial.precisions, key=lambda one: limit is None and one in CALIBRATED)
-            fresh = next((one for one in order if (one in CALIBRATED) not in seen), None)
-            if fresh is None or trial.measured is None:
+            variant = self._next_file(trial)
+            if variant is None or trial.measured is None:
                 continue
             run = self.store.by_id(digest(_plan.trained(self.spec, self.record, trial)[-1]))
+            if variant == MIXED:
+                self._look_mixed(trial, run)
+                return
             try:
-                counts = self._counts(self.lab.right(run, fresh))
+                counts = self._counts(self.lab.right(run, variant))
             except SmallAlignError as error:
                 self.note("failed", trial=trial.number, reason=str(error))
                 continue
-            self.note(
-                "look",
-                trial=trial.number,
-                precision=fresh,
-                run=run.id,
-                bytes=trial.measured.bytes[fresh],
-                ms=trial.measured.ms[fresh],
-                counts=dataclasses.asdict(counts),
-                seconds=round(self.lab.now() - self.began, 3),
-            )
+            size, ms = trial.measured.bytes[variant], trial.measured.ms[variant]
+            self._note_look(trial, run, variant, size or 0, ms, counts)
             return
         self.note("closed", round=number)
+
+    def _note_look(
+        self, trial: Trial, run: Run, variant: str, size: int, ms: float, counts: Counts, files: int = 1
+    ) -> None:
+        known = {"trial": trial.number, "precision": variant, "run": run.id, "bytes": size, "ms": ms, "files": files}
+        seconds = round(self.lab.now() - self.began, 3)
+        self.note("look", **known, counts=dataclasses.asdict(counts), seconds=seconds)
+
+    def _next_file(self, trial: Trial) -> str | None:
+        """The precision in which a trial's file is evaluated next, the smallest first; `MIXED` where int8 misses what
+        the same weights reach in float, before a larger precision. None where no more is worth a look."""
+        limit = _plan.target(self.spec, self.record)
+        looks = [look for look in self.record.looks if look.trial == trial.number]
+        if limit is not None and any(look.counts.accuracy >= limit for look in looks):
+            return None  # a larger precision of the same weights is no smaller answer
+        if [look.precision in CALIBRATED for look in looks] == [True] and self._is_worth_mixing(trial, looks[0]):
+            return MIXED
+        if limit is None and looks:
+            return None
+        seen = {not look.precision.startswith("fp") for look in looks}  # fp32 and fp16 are equal up to rounding
+        order = sorted(trial.precisions, key=lambda one: limit is None and one in CALIBRATED)
+        return next((one for one in order if (one in CALIBRATED) not in seen), None)
+
+    def _is_worth_mixing(self, trial: Trial, integers: Look) -> bool:
+        """Whether int8 with layers in float may be what int8 is not (of enough accuracy, or more accurate), and fits
+        into the rest of the budget: it takes about two files for each layer."""
+        limit = _plan.target(self.spec, self.record)
+        reached = _plan.standing(self.spec, self.store, self.record, trial, trial.rung)
+        if trial.number in self.record.mixed or trial.measured is None or reached is None:
+            return False
+        takes = 2 * trial.measured.layers * self.record.look_seconds / LOOK_FILES
+        better = reached.accuracy > integers.counts.accuracy if limit is None else reached.accuracy >= limit
+        return better and takes <= self.left(repetitions=True)
+
+    def _look_mixed(self, trial: Trial, run: Run) -> None:
+        measured, smaller_than = trial.measured, self._must_be_smaller_than()
+        assert measured is not None, "it has been trained"
+        why = None
+        try:
+            found = self.lab.mixed(run)
+        except SmallAlignError as error:
+            why = str(error)
+        else:
+            floats = [measured.bytes[one] or 0 for one in trial.precisions if one not in CALIBRATED]
+            if self.spec.max_bytes is not None and found.bytes > self.spec.max_bytes:
+                why = f"{found.bytes:,} bytes"
+            elif self.spec.max_ms is not None and found.ms > self.spec.max_ms:
+                why = f"{found.ms:.3g} ms"
+            elif found.bytes >= min([*floats, *([smaller_than] if smaller_than else []), found.bytes + 1]):
+                why = f"{found.bytes:,} bytes, not smaller than another file"
+            else:
+                counts = self._counts(found.right)
+                self._note_look(trial, run, found.variant, found.bytes, found.ms, counts, found.files)
+        if why is not None:
+            self.note("mixed", trial=trial.number, reason=why, seconds=round(self.lab.now() - self.began, 3))
 
     def _counts(self, right: NDArray[np.bool_]) -> Counts:
         teacher = read_array(self.folder / f"{TEACHER}.npy")
@@ -410,7 +390,11 @@ class Decision:
                 self.note("seed_failed", seed=repetition)
                 continue
             run = self.store.by_id(digest(runs[-1]))
-            right = self.lab.right(run, winner["precision"])
+            try:
+                right = self.lab.right(run, winner["precision"])
+            except SmallAlignError:  # its layers do not keep the accuracy within the same loss
+                self.note("seed_failed", seed=repetition)
+                continue
             found.append({"seed": runs[0].seed, "run": run.id, "accuracy": float(right.mean())})
         return found
 

@@ -7,6 +7,7 @@ decision, and why the search ended. A search that was killed reads its record, a
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from pydantic import TypeAdapter
 
 from smallalign_core.errors import BadModel
 from smallalign_core.search._evidence import Counts
-from smallalign_core.search._space import Candidate, Taught
+from smallalign_core.search._space import Candidate, OptimizerName, Taught
 from smallalign_core.search._spec import Budget
-from smallalign_core.spec import Loss
+from smallalign_core.spec import Loss, Network
 from smallalign_core.spec.precision import Precision
 from smallalign_core.system.files import append, read_lines
 
 FILE = "search.jsonl"
+SEEN: dict[Path, float] = {}
+"""When this process took its last decision of a search, by its folder."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Measured:
         bytes: exact size of its exported file, by precision; None where it cannot be exported so.
         ms: latency (p50) of the file in ONNX Runtime, one image, one thread.
         step: seconds of one training step, alone.
+        layers: convolutions and linear maps.
     """
 
     params: int
@@ -39,6 +43,7 @@ class Measured:
     bytes: dict[str, int | None]
     ms: dict[str, float]
     step: float
+    layers: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,14 +75,37 @@ class Trial:
 
 @dataclass(frozen=True)
 class Look:
-    """A file that was evaluated on validation images."""
+    """A file that was evaluated on validation images.
+
+    Attributes:
+        precision: or a variant of int8 with some layers in float, as of `spec.precision.variant_of`.
+        files: how many were compared to find it: more than 1 where layers were chosen on validation images.
+    """
 
     trial: int
-    precision: Precision
+    precision: str
     run: str
     bytes: int
     ms: float
     counts: Counts
+    files: int = 1
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a search chooses from that depends on the machine: installed optimizers, downloaded pretrained networks."""
+
+    optimizers: tuple[OptimizerName, ...]
+    backbones: tuple[Network, ...]
+
+
+@dataclass(frozen=True)
+class Closing:
+    """The end of a round: seconds and trials until then, since candidates are trained, and the number of looks."""
+
+    seconds: float
+    trials: int
+    looks: int
 
 
 @dataclass
@@ -85,9 +113,12 @@ class Record:
     """What a search has decided so far.
 
     Attributes:
+        choices: what the search chooses from, as found at its start; None before, and in older records.
         teacher: the entry about it; None before one was chosen.
         ready: the entry about what distilled candidates learn from, once the teacher is finished.
-        closed: rounds whose files were evaluated.
+        closed: rounds whose files were evaluated; `closings`: their ends, in order.
+        mixed: trials of which int8 with layers in float was tried and gave no file, with the reason.
+        ready_at: seconds spent when the first candidates could be proposed.
         spent: seconds, at the last decision.
         look_seconds: the longest evaluation of a file.
         accounted: (round, rung) whose time is part of `took` already.
@@ -98,12 +129,16 @@ class Record:
     """
 
     budget: Budget
+    choices: Choices | None = None
     teacher: dict[str, Any] | None = None
     ready: dict[str, Any] | None = None
     trials: list[Trial] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
     rungs: dict[int, list[list[int]]] = field(default_factory=dict)
     closed: set[int] = field(default_factory=set)
+    closings: list[Closing] = field(default_factory=list)
+    mixed: dict[int, str] = field(default_factory=dict)
+    ready_at: float = 0.0
     spent: float = 0.0
     look_seconds: float = 0.0
     accounted: tuple[int, int] | None = None
@@ -153,11 +188,22 @@ class Record:
         self.stopped = self.winner = self.delivered = None
         self.seed_failures = set()
 
+    def _on_choices(self, entry: dict[str, Any]) -> None:
+        backbones = TypeAdapter[tuple[Network, ...]](tuple[Network, ...]).validate_python(entry["backbones"])
+        self.choices = Choices(tuple(entry["optimizers"]), backbones)
+
     def _on_teacher(self, entry: dict[str, Any]) -> None:
         self.teacher = entry
 
+    def _on_setup(self, entry: dict[str, Any]) -> None:
+        """Seconds before the first decision; `add` has read them."""
+
     def _on_ready(self, entry: dict[str, Any]) -> None:
-        self.ready = entry
+        self.ready, self.ready_at = entry, self.spent
+
+    def _on_mixed(self, entry: dict[str, Any]) -> None:
+        self.look_seconds = max(self.look_seconds, float(entry["seconds"]))
+        self.mixed[int(entry["trial"])] = entry["reason"]
 
     def _on_round(self, entry: dict[str, Any]) -> None:
         number = int(entry["round"])
@@ -168,7 +214,7 @@ class Record:
             self.trials.append(
                 Trial(
                     number=one["number"],
-                    candidate=Candidate(**one["candidate"]),
+                    candidate=Candidate.of(one["candidate"]),
                     why=one["why"],
                     round=number,
                     ruled_out=one["ruled_out"],
@@ -196,10 +242,12 @@ class Record:
     def _on_look(self, entry: dict[str, Any]) -> None:
         counts = Counts(**entry["counts"])
         self.look_seconds = max(self.look_seconds, float(entry["seconds"]))
-        self.looks.append(Look(entry["trial"], entry["precision"], entry["run"], entry["bytes"], entry["ms"], counts))
+        known = {name: entry[name] for name in ("trial", "precision", "run", "bytes", "ms")}
+        self.looks.append(Look(**known, counts=counts, files=entry.get("files", 1)))
 
     def _on_closed(self, entry: dict[str, Any]) -> None:
         self.closed.add(int(entry["round"]))
+        self.closings.append(Closing(self.spent - self.ready_at, len(self.tried), len(self.looks)))
 
     def _on_failed(self, entry: dict[str, Any]) -> None:
         self._set(entry["trial"], failed=entry["reason"])
@@ -242,6 +290,13 @@ def note(folder: Path, record: Record, kind: str, **values: Any) -> None:
     entry = {"kind": kind, **values}
     append(folder / FILE, entry, sync=True)
     record.add(entry)
+
+
+def begin(folder: Path, budget: Budget, seconds: float) -> None:
+    """Count the seconds that checks and loading took before a search as part of its budget, once."""
+    if not (folder / FILE).exists():
+        note(folder, Record(budget), "setup", spent=round(seconds, 3))
+        SEEN[folder] = time.monotonic()
 
 
 def extend(folder: Path, first: Budget, budget: Budget) -> None:

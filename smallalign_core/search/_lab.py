@@ -20,14 +20,16 @@ from smallalign_core.metrics import logits_of
 from smallalign_core.runs import imported
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.search._journal import Measured
-from smallalign_core.spec import RunSpec
+from smallalign_core.search._laboratory import Mixed
+from smallalign_core.search._spec import WEIGHT_BYTES
+from smallalign_core.spec import Network, RunSpec
 from smallalign_core.spec.precision import Precision
 from smallalign_core.system.machine import fastest, set_threads
-from smallalign_core.training import loop, teacher_loading
+from smallalign_core.training import loop, pruned, teacher_loading
 from smallalign_core.training.teacher_evidence import Evidence
 
 LATENCY_SECONDS = 0.3
-WEIGHT_BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "int8": 1}
+LAYERS = (torch.nn.Conv2d, torch.nn.Linear)
 
 
 class Lab:
@@ -81,7 +83,7 @@ class Lab:
         Latency is measured on each file that is small enough.
         """
         classifier = self._built(run)
-        size = networks.measure(classifier)
+        size, layers = networks.measure(classifier), sum(isinstance(one, LAYERS) for one in classifier.modules())
         files = export.files_before(run, classifier, self.splits, precisions)
         image = export.nhwc(self.splits.val, 1)[0]
         ms = {
@@ -90,7 +92,21 @@ class Lab:
             if content is not None and (max_bytes is None or len(content) <= max_bytes)
         }
         sizes = {str(name): None if content is None else len(content) for name, content in files.items()}
-        return Measured(size.params, size.macs, sizes, {str(name): one for name, one in ms.items()}, self.step(run))
+        latency = {str(name): one for name, one in ms.items()}
+        return Measured(size.params, size.macs, sizes, latency, self.step(run), layers)
+
+    def sizes(self, run: RunSpec, precisions: tuple[Precision, ...]) -> dict[str, int | None]:
+        """Exact bytes of the files of a run before it is trained, by precision; None where it cannot be exported so."""
+        found = export.sizes_before(run, self._built(run), self.splits, precisions)
+        return {str(name): size for name, size in found.items()}
+
+    def pruned(self, run: Run, share: float) -> Network:
+        """The network of a finished run with about a share of its parameters, by the norms of its weights.
+
+        Raises:
+            SmallAlignError: it cannot be pruned, or not that far.
+        """
+        return pruned.spec_of(run, self.store, share, of="params", teacher=pruned.NONE).network
 
     def step(self, run: RunSpec) -> float:
         """Seconds of one training step on labels only, alone."""
@@ -99,10 +115,28 @@ class Lab:
         )
         return fastest(loop.Training([plain], self.splits, device=self.device).advance)
 
-    def right(self, run: Run, precision: Precision) -> NDArray[np.bool_]:
+    def right(self, run: Run, variant: str) -> NDArray[np.bool_]:
         """Whether a finished run's file is right, for each validation image: bool [N]."""
-        logits = export.validation_logits(run, self.store, precision)
+        precision, how = export.parse_variant(variant)
+        if how.max_drop is not None:
+            return self._right(export.within_drop(run, self.store, how.max_drop).logits)
+        return self._right(export.validation_logits(run, self.store, precision))
+
+    def _right(self, logits: NDArray[np.float32]) -> NDArray[np.bool_]:
         return np.asarray(logits.argmax(1) == self.splits.val.labels)
+
+    def mixed(self, run: Run) -> Mixed:
+        """The int8 file of a finished run with as few layers in float as keep its accuracy, within the smallest loss
+        that the validation images can show.
+
+        Raises:
+            SmallAlignError: there is none.
+        """
+        drop = export.least_drop(len(self.splits.val))
+        made = export.within_drop(run, self.store, drop)
+        ms = export.OnnxClassifier(made.content).latency(export.nhwc(self.splits.val, 1)[0], LATENCY_SECONDS)[0]
+        variant = export.variant_of("int8", export.FileOptions(max_drop=drop))
+        return Mixed(variant, len(made.content), round(ms, 4), self._right(made.logits), made.files)
 
     def teacher_right(self, run: Run) -> NDArray[np.bool_]:
         """The same of a teacher in PyTorch."""
@@ -119,9 +153,10 @@ class Lab:
         assert found is not None, "the run has a teacher"
         return found
 
-    def deliver(self, run: Run, precision: Precision) -> dict[str, Any]:
+    def deliver(self, run: Run, variant: str) -> dict[str, Any]:
         """Export a finished run and compare the file with PyTorch on all test images; the report of the bundle."""
-        return export.bundle(run, self.store, precision=precision)
+        precision, how = export.parse_variant(variant)
+        return export.bundle(run, self.store, precision=precision, options=how)
 
     def lesson(self, run: RunSpec) -> float:
         """Seconds of the teacher's forward pass for one batch of a distilled run."""

@@ -11,9 +11,9 @@ from smallalign_core.runs.store import State, Store
 from smallalign_core.search._evidence import Interval, absolute, relative
 from smallalign_core.search._journal import Look, Record, Trial, read
 from smallalign_core.search._sampler import Outcome, distance
-from smallalign_core.search._space import Space, chain, scales_for
+from smallalign_core.search._space import Candidate, Space, chain, scales_for
 from smallalign_core.search._spec import ETA, SearchSpec, base_of
-from smallalign_core.spec import RunSpec, parse
+from smallalign_core.spec import HintonKd, RunSpec, parse
 from smallalign_core.studies.run_status import DAMAGED, RunStatus, id_of, status_of
 
 NEEDS = tuple(("val", name) for name in ("accuracy", "nll", "images"))
@@ -26,13 +26,21 @@ AHEAD = 8
 
 def space_of(spec: SearchSpec, record: Record) -> Space:
     """The space of a resolved search."""
-    return Space(spec.families, scales_for(spec.shape), record.taught is not None)
+    loss = record.taught.loss if record.taught else None
+    softened = isinstance(loss, HintonKd)
+    optimizers = record.choices.optimizers if record.choices else spec.optimizers or ("adamw",)
+    return Space(spec.families, scales_for(spec.shape), loss is not None, optimizers, softened)
 
 
 def runs_of(spec: SearchSpec, record: Record, trial: Trial, repetition: int = 0) -> tuple[RunSpec, ...]:
     """The runs of a trial, one for each rung; `repetition` 1 and up are those of the finalist with other seeds."""
     seed = spec.seed + repetition * SEEDS_APART
     return chain(base_of(spec), trial.candidate, spec.rungs, spec.side, record.taught, seed)
+
+
+def last_run(spec: SearchSpec, record: Record, one: Candidate) -> RunSpec:
+    """The run of the last rung of a candidate that is no trial yet."""
+    return runs_of(spec, record, Trial(0, one, "", 0))[-1]
 
 
 def trained(spec: SearchSpec, record: Record, trial: Trial, repetition: int = 0) -> tuple[RunSpec, ...]:
@@ -107,6 +115,11 @@ def target(spec: SearchSpec, record: Record) -> float | None:
     return spec.min_accuracy
 
 
+def compared(looks: Sequence[Look]) -> int:
+    """Files that were compared on the validation images."""
+    return sum(look.files for look in looks)
+
+
 def interval(spec: SearchSpec, look: Look, looks: int) -> Interval | None:
     """How a file stands to the accuracy limit, for that many looks; None without a limit."""
     if spec.min_share is not None:
@@ -124,9 +137,10 @@ def best_look(spec: SearchSpec, looks: Sequence[Look], count: int | None = None)
     """The winner so far: the smallest file that meets the accuracy limit; without a limit, the most accurate one.
 
     Args:
-        count: number of looks to correct for; default: all so far.
+        count: number of files to correct for; default: all so far.
     """
-    passing = [look for look in looks if meets(spec, look, len(looks) if count is None else count)]
+    count = compared(looks) if count is None else count
+    passing = [look for look in looks if meets(spec, look, count)]
     if spec.limits_accuracy:
         return min(passing, key=lambda look: (look.bytes, -look.counts.accuracy), default=None)
     return min(passing, key=lambda look: (-look.counts.accuracy, look.bytes), default=None)
@@ -136,7 +150,7 @@ def nearest_look(spec: SearchSpec, looks: Sequence[Look]) -> Look | None:
     """Of files that are not shown to meet the accuracy limit, the nearest."""
 
     def shortfall(look: Look) -> float:
-        found = interval(spec, look, len(looks))
+        found = interval(spec, look, compared(looks))
         return -found.low if found else 0.0
 
     return min(looks, key=lambda look: (shortfall(look), look.bytes), default=None)

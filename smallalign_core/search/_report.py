@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from smallalign_core.search._evidence import Verdict
+from smallalign_core.search._outlook import Outlook
 from smallalign_core.search._spec import SearchSpec
 from smallalign_core.studies.base import StudyReport
 
+EXHAUSTED = "all further proposals were ruled out"
 REASONS = {
     "size": "by size",
     "latency": "by latency",
@@ -66,7 +68,7 @@ class BudgetSearch(StudyReport):
         repeated: the winner with other seeds: seed, run, accuracy on validation images.
         images: number of validation images; `needed`: how many would decide the nearest file, if its accuracy holds.
         looks: files evaluated on validation images, for which intervals are corrected.
-        spent: seconds; `budget`: as text.
+        spent: seconds; `budget`: as text; `outlook`: what more of it would probably buy.
         test_looks: evaluations of the test set of these images so far, by anything.
         ended: whether no decision is left.
     """
@@ -91,6 +93,7 @@ class BudgetSearch(StudyReport):
     spent: float
     budget: str
     stopped: str | None
+    outlook: Outlook | None
     test_looks: int | None
     limits_accuracy: bool
     ended: bool
@@ -141,6 +144,21 @@ class BudgetSearch(StudyReport):
         """The answer and how it was found, as text."""
         return f"{self.answer()} {self.effort()}"
 
+    def more(self) -> str:
+        """What more budget would probably buy, as a sentence after others; empty before the search is complete."""
+        if self.outlook is None or not self.complete:
+            return ""
+        if self.stopped == EXHAUSTED:
+            return " More budget would probably buy nothing: none of the last proposals was within the limits."
+        gain, more = self.outlook.gain, self.outlook.more
+        if gain is None:
+            what = "nothing that can be shown"
+        elif self.outlook.of == "bytes":
+            what = f"{gain / 1000:.2g} kB" if gain >= 100 else f"{gain:.0f} bytes"
+        else:
+            what = f"{100 * gain:.2g} points of accuracy"
+        return f" {more} would probably buy {what}."
+
     def effort(self) -> str:
         """How the answer was found, as text: candidates, seeds, teacher and time."""
         parts = [self.counts() + "."]
@@ -179,14 +197,14 @@ class BudgetSearch(StudyReport):
             so_far = "" if self.complete else " so far"
             smaller = "; nothing smaller that was tried met them" if self.limits_accuracy and self.complete else ""
             verified = "" if self.verified is not False else " The file does NOT predict as PyTorch does."
-            return f"{first} within the limits{so_far} ({self.limits}): {what}: {seen}{smaller}.{verified}"
+            return f"{first} within the limits{so_far} ({self.limits}): {what}: {seen}{smaller}.{verified}{self.more()}"
         nearest = f"nearest: {what}: {seen}"
         if row.verdict == "undecided":
             nearest += ", undecided"
             if self.needed:
                 nearest += f": about {self.needed:,} validation images would decide it, if its accuracy holds"
         state = "No student here is shown to meet the limits" if self.complete else "No student meets the limits yet"
-        return f"{state} ({self.limits}); {nearest}."
+        return f"{state} ({self.limits}); {nearest}.{self.more()}"
 
     def card(self) -> str:
         """Markdown for the card of the winner."""

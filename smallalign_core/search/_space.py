@@ -1,18 +1,37 @@
-"""The space of a search: networks of the catalogue at several widths, depths and input sizes, and recipes."""
+"""The space of a search: networks of the catalogue at several widths, depths and input sizes, and recipes; and networks
+that are given: pretrained ones, and finished ones that are pruned."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self, get_args
 
-from smallalign_core.spec import Augment, Loss, RunSpec, digest
+from pydantic import TypeAdapter
+
+from smallalign_core.spec import AdamW, Augment, HintonKd, Loss, Muon, Network, RunSpec, Sgd, digest
 from smallalign_core.spec.augment import Affine, Rotate
-from smallalign_core.spec.parts import Shift
+from smallalign_core.spec.parts import GivenNetwork, Shift
+from smallalign_core.system import extras
 
 Family = Literal["mlp", "cnn", "separable", "resnet"]
 Strength = Literal["none", "light", "strong"]
+OptimizerName = Literal["adamw", "muon", "sgd"]
+
+OPTIMIZERS: dict[OptimizerName, type[AdamW | Muon | Sgd]] = {"adamw": AdamW, "muon": Muon, "sgd": Sgd}
+"""What candidates are trained with: the two that did best in docs/results/2026-11-optimizers.md, and SGD."""
+
+
+def installed() -> tuple[OptimizerName, ...]:
+    """Those of `OPTIMIZERS` whose packages are installed."""
+    return tuple(name for name, model in OPTIMIZERS.items() if model.package is None or extras.installed(model.package))
+
+
+RATES = (0.3, 1.0, 3.0)
+"""Learning rates, as multiples of the optimizer's own."""
+SOFTNESSES = (0.5, 1.0, 2.0)
+"""Distillation temperatures, as multiples of the one that suits the teacher."""
 
 SIZES: dict[Family, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "mlp": ((4, 8, 16, 32, 64, 128), (1, 2)),
@@ -31,35 +50,95 @@ SHIFT = 16
 
 
 @dataclass(frozen=True)
+class Given:
+    """A network of its own size, with weights to start from.
+
+    Attributes:
+        name: in a few words.
+        start: id of the run whose strongest channels it keeps; None: pretrained weights.
+        share: of the parameters of that run, that are kept.
+    """
+
+    name: str
+    network: Network
+    start: str | None = None
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A student before it has weights: a network and a recipe.
 
     Attributes:
+        family: `given` (with width and depth 0) where `given` has the network.
         scale: divisor of the input side, of `SCALES`.
         taught: whether it is distilled from the teacher; else it learns from labels only.
         augment: strength of the augmentation.
+        rate: learning rate, of `RATES`.
+        softness: distillation temperature, of `SOFTNESSES`.
     """
 
-    family: Family
+    family: Family | Literal["given"]
     width: int
     depth: int
     scale: int = 1
     taught: bool = False
     augment: Strength = "none"
+    optimizer: OptimizerName = "adamw"
+    rate: float = 1.0
+    softness: float = 1.0
+    given: Given | None = None
+
+    @classmethod
+    def of(cls, written: dict[str, Any]) -> Self:
+        """A candidate from `as_dict`."""
+        network = written.get("given")
+        if network is None:
+            return cls(**written)
+        found = TypeAdapter[Network](Network).validate_python(network["network"])
+        return cls(**written | {"given": Given(**network | {"network": found})})
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values."""
+        written = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.given is not None:
+            known = {field.name: getattr(self.given, field.name) for field in fields(self.given)}
+            written["given"] = known | {"network": self.given.network.model_dump(mode="json", exclude_defaults=True)}
+            written["given"]["network"]["kind"] = self.given.network.kind
+        return written
 
     @property
     def network(self) -> str:
         """Its network, in a few words."""
+        if self.given is not None:
+            return self.given.name
         return f"{self.family} {self.width}x{self.depth}" + (f" at 1/{self.scale} size" if self.scale > 1 else "")
 
     @property
     def label(self) -> str:
         """Network and recipe, in a few words."""
-        recipe = "distilled" if self.taught else "labels only"
-        return f"{self.network}, {recipe}" + (f", {self.augment} augmentation" if self.augment != "none" else "")
+        parts = [self.network, "distilled" if self.taught else "labels only"]
+        parts += [f"{self.augment} augmentation"] if self.augment != "none" else []
+        parts += [self.optimizer] if self.optimizer != "adamw" else []
+        parts += [f"{self.rate:g} x rate"] if self.rate != 1 else []
+        parts += [f"{self.softness:g} x temperature"] if self.softness != 1 else []
+        return ", ".join(parts)
+
+    def differs(self, other: Candidate) -> str:
+        """What is other than in another candidate, in a few words."""
+        words = {
+            "given": self.network,
+            "family": self.network,
+            "width": f"width {self.width} instead of {other.width}",
+            "depth": f"depth {self.depth} instead of {other.depth}",
+            "scale": "the full input size" if self.scale == 1 else f"1/{self.scale} of the input size",
+            "taught": "distilled" if self.taught else "labels only",
+            "augment": f"{self.augment if self.augment != 'none' else 'no'} augmentation",
+            "optimizer": f"{OPTIMIZERS[self.optimizer].label} instead of {OPTIMIZERS[other.optimizer].label}",
+            "rate": f"learning rate times {self.rate / other.rate:.2g}",
+            "softness": f"distillation temperature times {self.softness / other.softness:.2g}",
+        }
+        return ", ".join(text for name, text in words.items() if getattr(self, name) != getattr(other, name))
 
 
 @dataclass(frozen=True)
@@ -70,14 +149,20 @@ class Space:
         families: allowed network families.
         scales: allowed divisors of the input side.
         taught: whether there is a teacher.
+        optimizers: allowed ones.
+        softened: whether the loss of distillation has a temperature.
     """
 
     families: tuple[Family, ...]
     scales: tuple[int, ...]
     taught: bool
+    optimizers: tuple[OptimizerName, ...] = ("adamw",)
+    softened: bool = False
 
     def has(self, one: Candidate) -> bool:
-        """Whether a candidate belongs to it."""
+        """Whether a candidate belongs to its grid, which those with a given network do not."""
+        if one.family == "given":
+            return False
         widths, depths = SIZES[one.family]
         return (
             one.family in self.families
@@ -85,6 +170,9 @@ class Space:
             and one.depth in depths
             and one.scale in self.scales
             and (self.taught or not one.taught)
+            and one.optimizer in self.optimizers
+            and one.rate in RATES
+            and one.softness in (SOFTNESSES if self.softened and one.taught else (1.0,))
         )
 
     def smallest(self) -> list[Candidate]:
@@ -103,26 +191,39 @@ class Space:
 
     def neighbours(self, one: Candidate, *, smaller: bool) -> list[Candidate]:
         """Candidates one step smaller (or larger) in one of width, depth and input size; the recipe stays."""
+        if one.family == "given":
+            return []
         widths, depths = SIZES[one.family]
         step = -1 if smaller else 1
-
-        def moved(values: tuple[int, ...], now: int, by: int) -> int | None:
-            at = values.index(now) + by
-            return values[at] if 0 <= at < len(values) else None
-
         found = []
         for name, values, by in (("width", widths, step), ("depth", depths, step), ("scale", self.scales, -step)):
-            value = moved(values, getattr(one, name), by)
+            value = _moved(values, getattr(one, name), by)
             if value is not None:
-                found.append(Candidate(**one.as_dict() | {name: value}))
+                found.append(replace(one, **{name: value}))
         return found
 
     def recipes(self, one: Candidate) -> list[Candidate]:
-        """The same network with one part of its recipe changed."""
-        found = [Candidate(**one.as_dict() | {"augment": other}) for other in STRENGTHS if other != one.augment]
+        """The same network with one part of its recipe changed: what most often helps first."""
+        rates = [value for by in (1, -1) if (value := _moved(RATES, one.rate, by)) is not None]
+        softer = SOFTNESSES if one.taught and self.softened else ()
+        soft = [value for by in (1, -1) if softer and (value := _moved(softer, one.softness, by)) is not None]
+        strengths = [other for other in reversed(STRENGTHS) if other != one.augment]
+        found = [replace(one, rate=value) for value in rates[:1]]
+        found += [replace(one, augment=value) for value in strengths[:1]]
+        found += [replace(one, softness=value) for value in soft[:1]]
+        found += [replace(one, optimizer=name, rate=1.0) for name in self.optimizers if name != one.optimizer]
+        found += [replace(one, augment=value) for value in strengths[1:]]
+        found += [replace(one, rate=value) for value in rates[1:]]
+        found += [replace(one, softness=value) for value in soft[1:]]
         if self.taught:
-            found.append(Candidate(**one.as_dict() | {"taught": not one.taught}))
+            found.append(replace(one, taught=not one.taught, softness=1.0))
         return found
+
+
+def _moved(values: tuple[Any, ...], now: Any, by: int) -> Any:
+    """The value that many places further; None beyond the ends."""
+    at = values.index(now) + by
+    return values[at] if 0 <= at < len(values) else None
 
 
 def scales_for(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -164,12 +265,40 @@ def chain(
     network: dict[str, Any] = {"kind": one.family, "width": one.width, "depth": one.depth}
     if one.scale > 1:
         network["size"] = side // one.scale
-    fields = base.model_dump() | {"network": network, "augment": policy(one.augment, side)}
+    if one.given is not None:
+        network = one.given.network.model_dump()
+    shared = base.model_dump() | {"network": network, "augment": policy(one.augment, side)}
+    shared["optimizer"] = _optimizer(one)
     if one.taught:
         assert taught is not None, "a candidate that is distilled has a teacher"
-        fields |= {"teacher": taught.teacher, "loss": taught.loss}
+        shared |= {"teacher": taught.teacher, "loss": softened(taught.loss, one.softness)}
+    start = one.given.start if one.given else None
     found: list[RunSpec] = []
     for rung, epochs in enumerate(rungs):
-        start = digest(found[-1]) if found else None
-        found.append(RunSpec.model_validate(fields | {"epochs": epochs, "seed": seed + rung, "start": start}))
+        if found:
+            start = digest(found[-1])
+            shared["network"] = network | _unstarted(found[-1])
+        found.append(RunSpec.model_validate(shared | {"epochs": epochs, "seed": seed + rung, "start": start}))
     return tuple(found)
+
+
+def _optimizer(one: Candidate) -> dict[str, Any]:
+    model = OPTIMIZERS[one.optimizer]
+    lr = float(model.model_fields["lr"].default)
+    return model(lr=lr if one.rate == 1 else round(lr * one.rate, 10)).model_dump()
+
+
+def softened(loss: Loss, factor: float) -> Loss:
+    """A loss with so many times its temperature, within what it accepts; another loss as it is."""
+    if not isinstance(loss, HintonKd) or loss.temperature is None or factor == 1:
+        return loss
+    return loss.model_copy(update={"temperature": min(50.0, max(0.5, loss.temperature * factor))})
+
+
+def _unstarted(run: RunSpec) -> dict[str, Any]:
+    """Fields of a network that starts from the weights of another run, rather than from its own."""
+    if not isinstance(run.network, GivenNetwork):
+        return {}
+    names = ("pretrained", "frozen", "head_rate", "weights", "weights_sha256")
+    known = type(run.network).model_fields
+    return {name: known[name].default for name in names if name in known}

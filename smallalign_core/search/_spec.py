@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadInput, BadSpec
-from smallalign_core.search._space import Family
-from smallalign_core.spec import LOOP, DataSpec, RunSpec, canonical, message_of
-from smallalign_core.spec.parts import FILLED_IN, Part, Teacher, shorthand
+from smallalign_core.search._space import Family, OptimizerName
+from smallalign_core.spec import LOOP, DataSpec, Network, RunSpec, canonical, message_of
+from smallalign_core.spec.parts import GivenNetwork, Part, Teacher, shorthand
 from smallalign_core.spec.precision import PRECISIONS, Precision
+from smallalign_core.spec.python import FILLED_IN
 from smallalign_core.studies.base import SEVERAL
 
 NO_TEACHER = "none"
@@ -26,6 +27,7 @@ ETA = 3
 """One in `ETA` candidates of a rung goes on to the next, which is `ETA` times as long."""
 SEEN = 400_000
 """Training images that the longest rung sees, about; in 9 to 81 epochs."""
+WEIGHT_BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 2, "int8": 1}
 UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 
 
@@ -69,6 +71,19 @@ class SearchSpec(Part):
     families: Annotated[
         tuple[Family, ...], SEVERAL, Field(min_length=1, description="Network families to choose from.")
     ] = get_args(Family)
+    optimizers: Annotated[
+        tuple[OptimizerName, ...],
+        SEVERAL,
+        Field(description="Optimizers to choose from, at three learning rates each; empty: those that are installed."),
+    ] = ()
+    backbones: Annotated[
+        Annotated[tuple[Network, ...], Field(max_length=12)] | None,
+        BeforeValidator(lambda given: [given] if isinstance(given, str | Mapping) else given),
+        Field(
+            description="Networks with weights to start from, such as {kind: timm, name: lcnet_050, weights: FILE}; "
+            "empty: those of `smallalign networks` with downloaded weights.",
+        ),
+    ] = None
     precisions: Annotated[
         tuple[Precision, ...], SEVERAL, Field(min_length=1, description="Export precisions to choose from.")
     ] = PRECISIONS
@@ -108,7 +123,13 @@ class SearchSpec(Part):
             raise ValueError("a share of the teacher's accuracy needs a teacher, and `teacher` is none")
         if list(self.rungs) != sorted(set(self.rungs)):
             raise ValueError(f"`rungs` must be in ascending order (given: {list(self.rungs)})")
-        for name in ("families", "precisions"):
+        for one in self.backbones or ():
+            if not isinstance(one, GivenNetwork) or not one.begins:
+                raise ValueError(
+                    f"`backbones` has the network {one.kind} without weights to start from: set `pretrained` or "
+                    "`weights`, or use `families`"
+                )
+        for name in ("families", "precisions", "optimizers"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"`{name}` names one twice")
         return self

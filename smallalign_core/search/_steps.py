@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,14 +10,16 @@ from filelock import FileLock
 
 from smallalign_core.errors import BadInput
 from smallalign_core.search import _plan
-from smallalign_core.search._journal import read
+from smallalign_core.search._journal import SEEN, read
+from smallalign_core.search._space import installed
 from smallalign_core.search._spec import SearchSpec, base_of
 from smallalign_core.spec import digest, parse
 from smallalign_core.studies.run_status import RunStatus
 
 if TYPE_CHECKING:
     from smallalign_core.runs.store import Store
-    from smallalign_core.search._decide import Decision, Laboratory
+    from smallalign_core.search._decide import Decision
+    from smallalign_core.search._laboratory import Laboratory
 
 LOCK = "search.lock"
 
@@ -33,6 +36,7 @@ def take(spec: SearchSpec, store: Store, folder: Path, device: str, lab: Laborat
     record = read(folder, spec.budget)
     if record.complete or _plan.pending(spec, store, record):
         return False
+    since = time.monotonic()
     from smallalign_core.search._decide import Decision
     from smallalign_core.search._lab import Lab
 
@@ -40,7 +44,10 @@ def take(spec: SearchSpec, store: Store, folder: Path, device: str, lab: Laborat
         record = read(folder, spec.budget)
         if record.complete or _plan.pending(spec, store, record):
             return False
-        _next(Decision(spec, store, folder, record, lab or Lab(store, base_of(spec), device)))
+        if record.teacher is None:  # or since the checks, where this process made them
+            since = SEEN.get(folder, since)
+        loading = 0.0 if lab else time.monotonic() - since  # libraries, in the first decision of a process
+        _next(Decision(spec, store, folder, record, lab or Lab(store, base_of(spec), device), loading))
     return True
 
 
@@ -61,8 +68,13 @@ def _next(decision: Decision) -> None:
 
 
 def _choose_teacher(decision: Decision) -> None:
-    from smallalign_core.search import _teacher
+    from smallalign_core.search import _pretrained, _teacher
 
+    if decision.record.choices is None:
+        spec = decision.spec
+        networks = _pretrained.available(spec, base_of(spec), decision.store)
+        backbones = [one.model_dump(mode="json") for one in networks]
+        decision.note("choices", optimizers=spec.optimizers or installed(), backbones=backbones)
     decision.note("teacher", **_teacher.choose(decision.spec, decision.store, decision.lab))
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs.store import Run, Store
-from smallalign_core.search._decide import Laboratory
+from smallalign_core.search._laboratory import Laboratory
 from smallalign_core.search._space import policy
 from smallalign_core.search._spec import NO_TEACHER, SearchSpec, base_of
 from smallalign_core.spec import RunSpec
@@ -75,17 +75,23 @@ def _candidates(store: Store, lab: Laboratory) -> list[Run]:
 
 
 def _new(spec: SearchSpec, lab: Laboratory) -> dict[str, Any]:
-    """The largest teacher that a share of the budget trains."""
+    """The largest teacher that a share of the budget trains. Only the smallest is measured, since a step of the largest
+    can take seconds: with the same depth and input, the others take as many times longer as their weights are more."""
     steps = spec.rungs[-1] * lab.train_images / (spec.batch or 1)
     seconds = spec.budget.seconds
-    for width in WIDTHS if seconds is not None else (WIDTHS[2],):
+
+    def of_width(width: int) -> RunSpec:
         fields = base_of(spec).model_dump() | {
             "network": {"kind": "resnet", "width": width, "depth": DEPTH},
             "augment": policy("light", spec.side),
             "epochs": spec.rungs[-1],
         }
-        run = RunSpec.model_validate(fields)
-        takes = SLACK * steps * lab.step(run)
+        return RunSpec.model_validate(fields)
+
+    smallest = 0.0 if seconds is None else lab.step(of_width(WIDTHS[-1]))
+    for width in WIDTHS if seconds is not None else (WIDTHS[2],):
+        run = of_width(width)
+        takes = SLACK * steps * smallest * (width / WIDTHS[-1]) ** 2
         if seconds is None or takes <= SHARE * seconds:
             how = "" if seconds is None else f", about {takes:.0f} s of the budget"
             return {"run": None, "spec": run.model_dump(mode="json"), "why": f"a new resnet {width}x{DEPTH}{how}"}

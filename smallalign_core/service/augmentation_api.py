@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from smallalign_core import data
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadInput
+from smallalign_core.runs import python_files
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.service import requests
 from smallalign_core.service.requests import (
@@ -30,6 +31,7 @@ from smallalign_core.service.requests import (
 )
 from smallalign_core.service.wire import Progress
 from smallalign_core.spec import Augment, policy_yaml
+from smallalign_core.spec.python import unfilled
 from smallalign_core.system import resumable
 
 if TYPE_CHECKING:
@@ -55,38 +57,39 @@ MOST_ANSWERS = 500
 """Policies cached per evaluator."""
 
 
-def views(store: Store, asked: requests.AugmentImages) -> AugmentedImages:
+def views(store: Store, request: requests.AugmentImages) -> AugmentedImages:
     """Augmented images of a policy."""
     from smallalign_core.analysis import label_preservation
 
-    images, draws = asked.images, asked.draws
+    images, draws = request.images, request.draws
     if not 1 <= images <= MOST or not 1 <= draws <= MOST:
         raise BadInput(
             f"the preview shows 1 to {MOST} images, each 1 to {MOST} times", given=f"{images} images, {draws} draws"
         )
-    splits = data.load(asked.data, store.data_cache)
-    train, batch = splits.train, asked.batch
+    request = python_files.filled_request(request, store.user)
+    splits = data.load(request.data, store.data_cache)
+    train, batch = splits.train, request.batch
     rows: tuple[int, ...]
     labels: tuple[str | None, ...]
-    if asked.own is None:
-        rows = tuple(in_turn(train.labels, images).tolist()) if asked.rows is None else asked.rows
+    if request.own is None:
+        rows = tuple(in_turn(train.labels, images).tolist()) if request.rows is None else request.rows
         if not rows or not all(0 <= row < len(train) for row in rows) or len(rows) > MOST:
             raise BadInput(
                 f"training image indices are 0 to {len(train) - 1}", given=list(rows), do=f"choose up to {MOST} of them"
             )
         labels = tuple(train.classes[train.labels[row]] for row in rows)
     else:
-        train, rows, labels = _among_others(asked.own, train), (0,), (None,)
+        train, rows, labels = _among_others(request.own, train), (0,), (None,)
         batch = len(train)
-    made = _made(asked, splits, train, batch, asked.seed, asked.first + draws)
-    met = [[made.view_of(row, asked.first + draw) for row in rows] for draw in range(draws)]
+    made = _made(request, splits, train, batch, request.seed, request.first + draws)
+    met = [[made.view_of(row, request.first + draw) for row in rows] for draw in range(draws)]
     seen = np.array([[image.numpy() for image, _ in column] for column in met]).swapaxes(0, 1)
     shown = np.concatenate([train.images[np.array(rows)][:, None], seen], axis=1)
     said = None
-    if asked.teacher is not None:
+    if request.teacher is not None:
         from smallalign_core.runs import imported
 
-        teacher = imported.classifier(store.finished(asked.teacher), splits.classes)
+        teacher = imported.classifier(store.finished(request.teacher), splits.classes)
         said = label_preservation.predictions(teacher, shown)
     return AugmentedImages(
         rows=rows,
@@ -100,26 +103,30 @@ def views(store: Store, asked: requests.AugmentImages) -> AugmentedImages:
     )
 
 
-def code(store: Store, asked: requests.WritePolicy) -> PolicyCode:
+def code(store: Store, request: requests.WritePolicy) -> PolicyCode:
     """Export a policy at a given strength."""
     from smallalign_core import augment as viewing
 
-    splits = data.load(asked.data, store.data_cache)
-    viewing.check(asked.policy, splits.shape)
-    parts = viewing.scaled(asked.policy, asked.strength, splits.shape)
+    request = python_files.filled_request(request, store.user)
+    splits = data.load(request.data, store.data_cache)
+    viewing.check(request.policy, splits.shape)
+    parts = viewing.scaled(tuple(unfilled(part) for part in request.policy), request.strength, splits.shape)
     text = viewing.as_code(parts, size=splits.shape[1:], classes=len(splits.classes))
     return PolicyCode(tuple(parts), policy_yaml(parts), text)
 
 
-def epoch(store: Store, asked: requests.AugmentBatch) -> AugmentedBatch:
+def epoch(store: Store, request: requests.AugmentBatch) -> AugmentedBatch:
     """The first training images of an epoch."""
-    if not 1 <= asked.images <= MOST:
-        raise BadInput(f"the preview shows 1 to {MOST} images", given=asked.images, do="choose a number in that range")
-    splits = data.load(asked.data, store.data_cache)
+    if not 1 <= request.images <= MOST:
+        raise BadInput(
+            f"the preview shows 1 to {MOST} images", given=request.images, do="choose a number in that range"
+        )
+    request = python_files.filled_request(request, store.user)
+    splits = data.load(request.data, store.data_cache)
     train = splits.train
-    made = _made(asked, splits, train, asked.batch, asked.seed, asked.epoch)
-    rows = made.order(asked.epoch)[: asked.images]
-    met = [made.view_of(int(row), asked.epoch) for row in rows]
+    made = _made(request, splits, train, request.batch, request.seed, request.epoch)
+    rows = made.order(request.epoch)[: request.images]
+    met = [made.view_of(int(row), request.epoch) for row in rows]
     shown = np.stack([train.images[rows], np.array([image.numpy() for image, _ in met])], axis=1)
     return AugmentedBatch(
         rows=tuple(rows.tolist()),
@@ -129,24 +136,25 @@ def epoch(store: Store, asked: requests.AugmentBatch) -> AugmentedBatch:
     )
 
 
-def risk(store: Store, asked: requests.CheckLabels) -> Progress[CheckedLabels]:
+def risk(store: Store, request: requests.CheckLabels) -> Progress[CheckedLabels]:
     """Label preservation of a policy, see `smallalign_core.analysis.label_preservation`.
 
-    While many requests are in progress it may have to wait, and `done` stays 0.
+    It runs at low priority. While many requests are in progress it may have to wait, and `done` stays 0.
     """
     from smallalign_core import augment as viewing
 
-    run, seed, strength, limit = store.finished(asked.teacher), asked.seed, asked.strength, asked.limit
+    request = python_files.filled_request(request, store.user)
+    run, seed, strength, limit = store.finished(request.teacher), request.seed, request.strength, request.limit
 
     def begin() -> resumable.Work[CheckedLabels]:
-        splits = data.load(asked.data, store.data_cache)
-        viewing.check(asked.policy, splits.shape)
-        return _risk(_judge(store, splits, run, seed), asked.policy, strength, limit)
+        splits = data.load(request.data, store.data_cache)
+        viewing.check(request.policy, splits.shape)
+        return _risk(_judge(store, splits, run, seed), request.policy, strength, limit)
 
     # Keyed by the request, not by the evaluator: images and teacher are loaded when the work starts.
-    facts = [str(store.root.resolve()), policy_yaml(asked.policy), asked.data.model_dump(mode="json"), run.id]
+    facts = [str(store.root.resolve()), policy_yaml(request.policy), request.data.model_dump(mode="json"), run.id]
     question = f"risk {json.dumps([*facts, seed, strength, limit])}"
-    found, done = resumable.advance(question, begin, asked.patience)
+    found, done = resumable.advance(question, begin, request.patience, background=True)
     return Progress(done, found)
 
 
@@ -183,7 +191,7 @@ def in_turn(labels: NDArray[np.int64], wanted: int, skip: int = 0) -> NDArray[np
     return np.lexsort((labels, turn))[skip : skip + wanted]
 
 
-def _made(asked: OfPolicy, splits: Splits, images: ImageSet, batch: int, seed: int, last: int) -> Views:
+def _made(request: OfPolicy, splits: Splits, images: ImageSet, batch: int, seed: int, last: int) -> Views:
     """The views of a policy at a given strength.
 
     Raises:
@@ -198,8 +206,8 @@ def _made(asked: OfPolicy, splits: Splits, images: ImageSet, batch: int, seed: i
             given=f"batch {batch}, seed {seed}, epoch {last}",
             do="choose smaller numbers",
         )
-    viewing.check(asked.policy, splits.shape)
-    return viewing.Views(images, viewing.scaled(asked.policy, asked.strength, splits.shape), batch=batch, seed=seed)
+    viewing.check(request.policy, splits.shape)
+    return viewing.Views(images, viewing.scaled(request.policy, request.strength, splits.shape), batch=batch, seed=seed)
 
 
 def decoded(own: Pixels, shape: tuple[int, int, int]) -> NDArray[np.uint8]:

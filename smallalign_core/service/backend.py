@@ -28,11 +28,11 @@ def serve(store: Store, questions: TextIO, answers: TextIO) -> None:
     """
     limits.require_allowed(store.root)
     for line in questions:
-        asked = json.loads(line)
-        acting = Store(store.root, User(asked["user"], Role(asked["role"])), showing=True)
+        message = json.loads(line)
+        acting = Store(store.root, User(message["user"], Role(message["role"])), showing=True)
         with resumable.on_behalf_of(acting.user.name) as asking:
             try:
-                reply: dict[str, Any] = {"ok": _answered(acting, asked["verb"], asked["values"])}
+                reply: dict[str, Any] = {"ok": _answered(acting, message["verb"], message["values"])}
             except SmallAlignError as error:
                 reply = {"error": str(error), "bad_input": isinstance(error, BadInput), "details": error.details}
             except Exception as error:  # noqa: BLE001  # whatever one request does, the backend answers the next

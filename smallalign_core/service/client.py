@@ -59,45 +59,45 @@ class BackendClient:
         )
         self._shared: dict[str, _Shared] = {}
 
-    def call(self, asked: Request[A], *, timeout: float | None = None) -> A:
+    def call(self, request: Request[A], *, timeout: float | None = None) -> A:
         """The answer to one request. Those of different users do not wait for each other.
 
         Raises:
-            BadInput: what was asked cannot be.
+            BadInput: the request is invalid.
             WorkFailed: it went wrong, took longer than `timeout` seconds, its process died twice, or its answer cannot
                 be read.
         """
         user = self._user()
-        question = {"verb": asked.verb(), "values": asked, "user": user.name, "role": user.role}
-        line = self._exchange(typed.encode(question) + "\n", asked, timeout or asked.seconds)
+        question = {"verb": request.verb(), "values": request, "user": user.name, "role": user.role}
+        line = self._exchange(typed.encode(question) + "\n", request, timeout or request.seconds)
         if not line:
             reason = f"the reason may stand in {self.store.root / 'backend.log'}"
-            raise WorkFailed("the answer stopped short twice", given=asked.verb(), do=f"try again; {reason}")
-        return self._told(asked, line)
+            raise WorkFailed("the answer stopped short twice", given=request.verb(), do=f"try again; {reason}")
+        return self._told(request, line)
 
-    def _told(self, asked: Request[A], line: str) -> A:
+    def _told(self, request: Request[A], line: str) -> A:
         """The answer on a line, or the error."""
-        wrong, do = f"the answer to {asked.verb()} cannot be read", "try again; if that fails, restart the dashboard"
+        wrong, do = f"the answer to {request.verb()} cannot be read", "try again; if that fails, restart the dashboard"
         try:
             reply = from_json(line)
         except ValueError as error:
             raise WorkFailed(wrong, given=error, do=do) from None
         if "ok" in reply:
-            return typed.decode(asked.answer(), reply["ok"], WorkFailed, wrong, do)
+            return typed.decode(request.answer(), reply["ok"], WorkFailed, wrong, do)
         told = _Told(reply["error"]) if reply["bad_input"] else _ToldFailed(reply["error"])
         told.details = reply.get("details", {})
         raise told
 
     def _exchange(self, question: str, request: Request[Any], timeout: float) -> str:
         """The line that answers `question`; empty if its process died before it could, twice."""
-        asked = json.loads(question)
+        message = json.loads(question)
         for _ in range(2):  # every question may be asked twice, so a process that died costs a start and no error
             try:
-                if asked["values"].get("patience") is not None:
-                    return self._in_steps(question, asked, timeout)
+                if message["values"].get("patience") is not None:
+                    return self._in_steps(question, message, timeout)
                 if request.shared:
-                    return self._once(question, asked, timeout)
-                return self._at_once(question, asked["user"], time.monotonic() + timeout)
+                    return self._once(question, message, timeout)
+                return self._at_once(question, message["user"], time.monotonic() + timeout)
             except Died:
                 continue
             except Late:
@@ -118,13 +118,13 @@ class BackendClient:
         heard(line)
         return line
 
-    def _in_steps(self, question: str, asked: dict[str, Any], timeout: float) -> str:
+    def _in_steps(self, question: str, message: dict[str, Any], timeout: float) -> str:
         """The answer of the process that holds what was done so far; how much that is, if it has no time now."""
-        values = dict(asked["values"])
+        values = dict(message["values"])
         patience = float(values.pop("patience"))
-        key = json.dumps([asked["verb"], values], sort_keys=True)
+        key = json.dumps([message["verb"], values], sort_keys=True)
         try:
-            backend = self.pool.steady(key, asked["user"], patience, self._pulse)
+            backend = self.pool.steady(key, message["user"], patience, self._pulse)
         except Full as full:
             return json.dumps({"ok": {"done": full.share}})
         line = self._answered(backend, question, time.monotonic() + timeout, lambda _: None)
@@ -144,9 +144,9 @@ class BackendClient:
             self.pool.give_up(backend, until, heard)
             raise
 
-    def _once(self, question: str, asked: dict[str, Any], timeout: float) -> str:
+    def _once(self, question: str, message: dict[str, Any], timeout: float) -> str:
         """As `_at_once`; equal requests at the same time share one answer."""
-        key = json.dumps([asked["verb"], asked["values"], asked["role"]], sort_keys=True)
+        key = json.dumps([message["verb"], message["values"], message["role"]], sort_keys=True)
         until = time.monotonic() + timeout
         while True:
             shared = _Shared()
@@ -166,7 +166,7 @@ class BackendClient:
             self._shared.pop(key, None)
             shared.done.set()
 
-        return self._at_once(question, asked["user"], until, heard)
+        return self._at_once(question, message["user"], until, heard)
 
     def warm(self) -> None:
         """Start a process now, so that the first question does not wait for it."""

@@ -29,6 +29,7 @@ from smallalign_core.analysis.pareto import ParetoFront
 from smallalign_core.analysis.robustness import Robustness
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.errors import BadData, BadInput, SmallAlignError
+from smallalign_core.runs import python_files
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.service import augmentation_api, requests
 from smallalign_core.service.requests import ComparedRuns, Explained, Explanations, ReportFiles
@@ -37,10 +38,10 @@ from smallalign_core.spec import parse_data
 from smallalign_core.system import resumable
 
 
-def compare(store: Store, asked: requests.Compare) -> ComparedRuns:
+def compare(store: Store, request: requests.Compare) -> ComparedRuns:
     """Compare teacher and students, cached."""
-    runs = [store.finished(name) for name in asked.runs]
-    found = comparing.compare_once(runs[0], runs[1:], store, split=asked.split)
+    runs = [store.finished(name) for name in request.runs]
+    found = comparing.compare_once(runs[0], runs[1:], store, split=request.split)
     about = _images_of(runs[0], runs[1])
     first, *others = (Compared(**vars(one), data=about) for one in found)
     return ComparedRuns(**vars(first), others=tuple(others))
@@ -72,7 +73,7 @@ def evaluate(store: Store, name: str, source: str | Mapping[str, Any] | None = N
 
     run = store.finished(name)
     fields = {"source": source} if isinstance(source, str) else source
-    images, notes, fingerprint = _asked_about(run, store, fields)
+    images, notes, fingerprint = _images_compared(run, store, fields)
     classes = run.imported.classes if run.imported is not None else tuple((run.result or {})["classes"])
     imported.classifier(run, images.classes)  # raises for unknown classes
     if fields is not None and images.classes != classes:  # accuracy over all its classes, not only the dataset's
@@ -86,7 +87,7 @@ def evaluate(store: Store, name: str, source: str | Mapping[str, Any] | None = N
     return {"run": run.id, "data": shown, **found, "test_looks": looks, "notes": list(notes)}
 
 
-def _asked_about(run: Run, store: Store, fields: Mapping[str, Any] | None) -> tuple[ImageSet, tuple[str, ...], str]:
+def _images_compared(run: Run, store: Store, fields: Mapping[str, Any] | None) -> tuple[ImageSet, tuple[str, ...], str]:
     """(images to evaluate on, notes, the fingerprint under which test-set evaluations are counted)."""
     if fields is None:
         splits = data.load(run.data, store.data_cache)
@@ -94,6 +95,7 @@ def _asked_about(run: Run, store: Store, fields: Mapping[str, Any] | None) -> tu
     shape = (run.result or {}).get("input_shape")
     side = shape[1] if shape and shape[1] == shape[2] else None
     spec = parse_data({"size": run.data.size or side, **fields})  # refused before any image is read
+    spec = python_files.filled(spec, store.user)
     with contextlib.suppress(BadData), data.found_at(spec.source):
         splits = data.load(run.data, store.data_cache)
         return (
@@ -123,58 +125,58 @@ def _met(run: Run, store: Store) -> NDArray[np.uint64]:
     return np.zeros(0, np.uint64)
 
 
-def robustness(store: Store, asked: requests.AssessRobustness) -> Progress[Robustness]:
+def robustness(store: Store, request: requests.AssessRobustness) -> Progress[Robustness]:
     """Robustness of runs to corruptions, the teacher first."""
-    runs, splits = _side_by_side(store, asked.runs)
-    question = f"robustness {store.root.resolve()} {[run.id for run in runs]} {splits.fingerprint} {asked.split}"
-    begin = partial(bearing.assess, runs, splits, asked.split, store)
-    found, done = resumable.advance(question, begin, asked.patience)
+    runs, splits = _side_by_side(store, request.runs)
+    question = f"robustness {store.root.resolve()} {[run.id for run in runs]} {splits.fingerprint} {request.split}"
+    begin = partial(bearing.assess, runs, splits, request.split, store)
+    found, done = resumable.advance(question, begin, request.patience)
     return Progress(done, found)
 
 
-def pareto_front(store: Store, asked: requests.FindParetoFront) -> Progress[ParetoFront]:
+def pareto_front(store: Store, request: requests.FindParetoFront) -> Progress[ParetoFront]:
     """Size, latency and accuracy of runs, the teacher first."""
-    runs, splits = _side_by_side(store, asked.runs)
-    question = f"frontier {_question(store, runs, splits, asked)}"
-    begin = partial(fronts.pareto_front, runs, splits, asked.split, store, asked.limits)
-    found, done = resumable.advance(question, begin, asked.patience)
+    runs, splits = _side_by_side(store, request.runs)
+    question = f"frontier {_question(store, runs, splits, request)}"
+    begin = partial(fronts.pareto_front, runs, splits, request.split, store, request.limits)
+    found, done = resumable.advance(question, begin, request.patience)
     return Progress(done, found)
 
 
-def report(store: Store, asked: requests.WriteReport) -> Progress[ReportFiles]:
+def report(store: Store, request: requests.WriteReport) -> Progress[ReportFiles]:
     """A full report on runs as HTML and JSON, the teacher first."""
-    runs, splits = _side_by_side(store, asked.runs)
-    facts = " ".join([*(run.id for run in runs), asked.split, str(asked.limits)])
+    runs, splits = _side_by_side(store, request.runs)
+    facts = " ".join([*(run.id for run in runs), request.split, str(request.limits)])
     name = f"{runs[0].id}-{runs[1].id}-{hashlib.sha256(facts.encode()).hexdigest()[:12]}.html"
-    file = reporting.target(Path(asked.to)) if asked.to else comparing.folder(store) / name
-    question = f"report {_question(store, runs, splits, asked)}"
-    begin = partial(reporting.gather, runs, splits, asked.split, store, asked.limits)
-    found, done = resumable.advance(question, begin, asked.patience)
+    file = reporting.target(Path(request.to)) if request.to else comparing.folder(store) / name
+    question = f"report {_question(store, runs, splits, request)}"
+    begin = partial(reporting.gather, runs, splits, request.split, store, request.limits)
+    found, done = resumable.advance(question, begin, request.patience)
     files = None if found is None else ReportFiles(tuple(map(str, reporting.save(found, splits, file))))
     return Progress(done, files)
 
 
 def _question(
-    store: Store, runs: list[Run], splits: Splits, asked: requests.FindParetoFront | requests.WriteReport
+    store: Store, runs: list[Run], splits: Splits, request: requests.FindParetoFront | requests.WriteReport
 ) -> str:
     ids = [run.id for run in runs]
-    return f"{store.root.resolve()} {ids} {splits.fingerprint} {asked.split} {asked.limits}"
+    return f"{store.root.resolve()} {ids} {splits.fingerprint} {request.split} {request.limits}"
 
 
-def look(store: Store, asked: requests.Explain) -> Explanations:
+def look(store: Store, request: requests.Explain) -> Explanations:
     """Predictions and saliency maps of runs for a user's image."""
     from smallalign_core.analysis import saliency
     from smallalign_core.runs import imported
 
-    runs, splits = _side_by_side(store, asked.runs)
-    classes, target = splits.classes, asked.target
-    image = augmentation_api.decoded(asked.own, splits.shape)
+    runs, splits = _side_by_side(store, request.runs)
+    classes, target = splits.classes, request.target
+    image = augmentation_api.decoded(request.own, splits.shape)
     if target is not None and target not in classes:
         raise BadInput("unknown class", given=target, do=f"choose one of {', '.join(classes[:12])}")
     answers = []
     for run in runs:
         wanted = None if target is None else classes.index(target)
-        found = saliency.explain(imported.classifier(run, classes), image, target=wanted, occluding=asked.occluding)
+        found = saliency.explain(imported.classifier(run, classes), image, target=wanted, occluding=request.occluding)
         best = sorted(range(len(classes)), key=lambda place: -found.probabilities[place])[:5]
         answers.append(
             Explained(

@@ -11,11 +11,11 @@ from smallalign_core import data
 from smallalign_core.analysis import data_quality
 from smallalign_core.analysis.data_quality import QualityReport
 from smallalign_core.analysis.teacher_report import Preflight
-from smallalign_core.errors import BadModel, WorkFailed
+from smallalign_core.errors import BadInput, BadModel, WorkFailed
 from smallalign_core.runs import python_files
-from smallalign_core.runs.export_report import ExportReport
+from smallalign_core.runs.export_report import ExportReport, TargetReport
 from smallalign_core.runs.store import Store
-from smallalign_core.search import SearchSpec, extend
+from smallalign_core.search import SearchSpec, begin, extend
 from smallalign_core.service import augmentation_api, comparison_api, requests
 from smallalign_core.service.requests import (
     Ablation,
@@ -28,6 +28,7 @@ from smallalign_core.service.requests import (
 )
 from smallalign_core.service.wire import Progress, Request
 from smallalign_core.spec import DataSpec, digest
+from smallalign_core.spec.target import TARGETS
 from smallalign_core.studies import ablation as measuring, kinds, lifecycle
 from smallalign_core.studies.resolve import resolve_study
 from smallalign_core.system import typed
@@ -45,12 +46,13 @@ _SUBMITTED: dict[tuple[str, str], tuple[str, float]] = {}
 """Recent submissions as they came, and the runs that they became: a repeated one reads no image."""
 
 
-def inspect(store: Store, asked: requests.Inspect) -> DatasetFacts:
+def inspect(store: Store, request: requests.Inspect) -> DatasetFacts:
     """Decode a dataset if that was not done yet, and say what is in it."""
-    splits = data.load(asked.data, store.data_cache)
+    request = python_files.filled_request(request, store.user)
+    splits = data.load(request.data, store.data_cache)
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     return DatasetFacts(
-        data=DataSpec(source=asked.data.source, columns=asked.data.columns, levels=asked.data.levels),
+        data=DataSpec.model_validate(request.data.model_dump(include={"source", "reader", "columns", "levels"})),
         reader=splits.reader,
         columns=splits.columns,
         images=sum(len(part) for part in parts.values()),
@@ -68,28 +70,30 @@ def inspect(store: Store, asked: requests.Inspect) -> DatasetFacts:
     )
 
 
-def start_study(store: Store, asked: requests.StartStudy) -> StartedStudy:
+def start_study(store: Store, request: requests.StartStudy) -> StartedStudy:
     """Create a study, or continue the existing one."""
     store.user.check_room(store.root)  # a study is one start: workers queue its runs by themselves
-    study = lifecycle.create(store, asked.spec.KIND, resolve_study(store, asked.spec.KIND, asked.spec))
-    if isinstance(asked.spec, SearchSpec):
-        extend(study.folder, study.spec.budget, asked.spec.budget)
+    since = time.monotonic()
+    study = lifecycle.create(store, request.spec.KIND, resolve_study(store, request.spec.KIND, request.spec))
+    if isinstance(request.spec, SearchSpec):
+        begin(study.folder, study.spec.budget, time.monotonic() - since)
+        extend(study.folder, study.spec.budget, request.spec.budget)
     lifecycle.start(store, study)
     return StartedStudy(study.id)
 
 
-def estimate_study(store: Store, asked: requests.EstimateStudy) -> StudyCost:
+def estimate_study(store: Store, request: requests.EstimateStudy) -> StudyCost:
     """Count the runs of a study and estimate their cost."""
-    module = kinds.KINDS[asked.spec.KIND]
-    resolved = resolve_study(store, asked.spec.KIND, asked.spec)
+    module = kinds.KINDS[request.spec.KIND]
+    resolved = resolve_study(store, request.spec.KIND, request.spec)
     study = lifecycle.Study(store.root / "studies" / module.study_id(resolved))
     found = module.report(resolved, store, study.folder, active=study.active, trouble=None)
     return StudyCost(study.id, found.runs, found.done, found.missing, module.expected(resolved, store, study.folder))
 
 
-def submit(store: Store, asked: requests.Submit) -> Submitted:
+def submit(store: Store, request: requests.Submit) -> Submitted:
     """Queue the run of a spec."""
-    spec = python_files.filled(asked.spec, store.user)  # an edited file is another run
+    spec = python_files.filled(request.spec, store.user)  # an edited file is another run
     key = (str(store.root), spec.model_dump_json())
     before, when = _SUBMITTED.get(key, ("", 0.0))
     if time.monotonic() - when < DOUBLE_SECONDS and (run := store.by_id(before)).state.active:
@@ -105,22 +109,22 @@ def submit(store: Store, asked: requests.Submit) -> Submitted:
     return Submitted(run.id, str(run.state), known)
 
 
-def prune(store: Store, asked: requests.Prune) -> Submitted:
+def prune(store: Store, request: requests.Prune) -> Submitted:
     """Queue a run that starts from the strongest channels of a finished one."""
     from smallalign_core.training.pruned import spec_of
 
     store.user.require("start runs")
     store.user.check_room(store.root)
-    return submit(store, requests.Submit(spec_of(store.finished(asked.run), store, asked.share, of=asked.of)))
+    return submit(store, requests.Submit(spec_of(store.finished(request.run), store, request.share, of=request.of)))
 
 
-def estimate(store: Store, asked: requests.Estimate) -> Cost:
+def estimate(store: Store, request: requests.Estimate) -> Cost:
     """Estimate the cost of a run: of a network that cannot be exported, without sizes."""
     from smallalign_core import export, networks
     from smallalign_core.training import loop
     from smallalign_core.training.teacher import CacheIndex
 
-    resolved = resolve(store, asked.spec)
+    resolved = resolve(store, request.spec)
     splits = data.load(resolved.data, store.data_cache)
     set_threads()
     device = loop.pick_device()
@@ -143,8 +147,10 @@ def estimate(store: Store, asked: requests.Estimate) -> Cost:
         precisions = tuple(one for one in export.PRECISIONS if small or one not in export.CALIBRATED)
         sizes, unexportable = dict[str, int | None](), None
         try:
+            if resolved.headless:
+                raise BadModel("a network without a head is not exported", do="train a head first, with `start`")
             sizes = export.sizes_before(resolved, classifier, splits, precisions)
-        except BadModel as error:  # a user's network
+        except BadModel as error:  # no head, or a user's network
             unexportable = str(error)
         seconds = training.steps * fastest(training.advance)
         if teacher is not None and plan is not None and room and ready < 1:
@@ -172,66 +178,83 @@ def estimate(store: Store, asked: requests.Estimate) -> Cost:
     )
 
 
-def ablate(store: Store, asked: requests.Ablate) -> Ablation:
+def ablate(store: Store, request: requests.Ablate) -> Ablation:
     """The effect of a component of a spec as far as its runs are finished."""
-    spec, what, seeds = asked.spec, asked.what, asked.seeds
+    spec, what, seeds = request.spec, request.what, request.seeds
     measuring.pairs(spec, what, seeds)  # refused at once, before anything is decoded
-    if asked.start:
+    if request.start:
         store.user.require("start runs")
     resolved = resolve(store, spec)
-    if asked.start:
+    if request.start:
         missing = measuring.report(store, resolved, what, seeds).missing
         store.user.check_room(store.root, missing)  # all of them or none
         measuring.start(store, resolved, what, seeds)
     return Ablation(measuring.report(store, resolved, what, seeds), resolved)
 
 
-def preflight(store: Store, asked: requests.CheckTeacher) -> Preflight:
+def preflight(store: Store, request: requests.CheckTeacher) -> Preflight:
     """Is a finished run or an import worth learning from, on the validation images of this data?"""
     from smallalign_core.analysis import teacher_check as looking
 
-    return looking.preflight(store.finished(asked.teacher), store, asked.data)
+    return looking.preflight(store.finished(request.teacher), store, request.data)
 
 
-def quality(store: Store, asked: requests.CheckQuality) -> Progress[QualityReport]:
+def quality(store: Store, request: requests.CheckQuality) -> Progress[QualityReport]:
     """Check the quality of a dataset."""
     found, done = data_quality.quality(
-        store, asked.data, asked.method, asked.teacher, start=asked.start, patience=asked.patience
+        store, request.data, request.method, request.teacher, start=request.start, patience=request.patience
     )
     return Progress(done, found)
 
 
-def bundle(store: Store, asked: requests.Export) -> ExportReport:
+def bundle(store: Store, request: requests.Export) -> ExportReport:
     """Export a run in one precision and prove it, unless that was done already."""
     from smallalign_core import export
 
-    run, (precision, how) = store.finished(asked.run), export.parse_variant(asked.precision)
+    run, (precision, how) = store.finished(request.run), export.parse_variant(request.precision)
     kept = export.kept_bundle(run, store, precision, how)
     with contextlib.suppress(WorkFailed):  # a damaged one is made again
         if kept is not None:
             return _report(kept)
-    return _report(export.bundle(run, store, precision=precision, quantization=how))
+    return _report(export.bundle(run, store, precision=precision, options=how))
 
 
-def claim(store: Store, asked: requests.SubmitParity) -> ExportReport:
+def target(store: Store, request: requests.ExportTarget) -> TargetReport:
+    """Export a run for another runtime and prove it, unless that was done already."""
+    from smallalign_core import export
+
+    if request.target not in TARGETS:
+        raise BadInput("unknown export target", given=request.target, do=f"choose {', '.join(TARGETS)}")
+    run, chosen = store.finished(request.run), TARGETS[request.target]
+    kept = export.kept_target(run, store, chosen)
+    wrong, do = "the parity report is damaged", "export the run again"
+    with contextlib.suppress(WorkFailed):  # a damaged one is made again
+        if kept is not None:
+            return typed.decode(TargetReport, kept, WorkFailed, wrong, do)
+    return typed.decode(TargetReport, export.bundle_target(run, store, chosen), WorkFailed, wrong, do)
+
+
+def claim(store: Store, request: requests.SubmitParity) -> ExportReport:
     """Keep what a visitor's browser answered with a run's proof, scored here."""
     from smallalign_core import export
 
-    precision, how = export.parse_variant(asked.precision)
-    return _report(export.submit_browser_parity(store.finished(asked.run), store, precision, asked.said, how))
+    precision, how = export.parse_variant(request.precision)
+    return _report(export.submit_browser_parity(store.finished(request.run), store, precision, request.said, how))
 
 
 def _report(found: dict[str, Any]) -> ExportReport:
     return typed.decode(ExportReport, found, WorkFailed, "the parity report is damaged", "export the run again")
 
 
-def landscape(store: Store, asked: requests.MeasureLandscape) -> LandscapeProgress:
+def landscape(store: Store, request: requests.MeasureLandscape) -> LandscapeProgress:
     """What lies around finished runs, in steps, or what looking would cost."""
     from smallalign_core.analysis import landscape as looking
 
     set_threads()
-    look = {"norms": asked.norms, "images": asked.images, "seed": asked.seed}
-    found = looking.landscape(store, asked.runs, asked.measures, start=asked.start, patience=asked.patience, **look)
+    look = {"norms": request.norms, "images": request.images, "seed": request.seed}
+    found = looking.landscape(
+        store, request.runs, request.measures, start=request.start, patience=request.patience, **look
+    )
     wrong, do = "the cached landscape is damaged", "empty the cache of the store, and compute it again"
     return typed.decode(LandscapeProgress, found, WorkFailed, wrong, do)
 
@@ -256,6 +279,7 @@ HANDLERS: dict[type[Request[Any]], Callable[[Store, Any], Any]] = {
     requests.CheckQuality: quality,
     requests.Ablate: ablate,
     requests.Export: bundle,
+    requests.ExportTarget: target,
     requests.SubmitParity: claim,
     requests.MeasureLandscape: landscape,
 }

@@ -11,7 +11,7 @@ from smallalign_core.analysis.landscape_report import LandscapeCost, LandscapeRe
 from smallalign_core.analysis.pareto import NO_LIMITS, Limits, ParetoFront
 from smallalign_core.analysis.robustness import Robustness
 from smallalign_core.analysis.teacher_report import Preflight
-from smallalign_core.runs.export_report import ExportReport
+from smallalign_core.runs.export_report import ExportReport, TargetReport
 from smallalign_core.search import SearchSpec
 from smallalign_core.service.augmentation_requests import (
     AugmentBatch as AugmentBatch,
@@ -413,6 +413,18 @@ class Export(Request[ExportReport]):
 
     run: str
     precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class ExportTarget(Request[TargetReport]):
+    """Export a run for another runtime and check its parity, unless that was done already.
+
+    Attributes:
+        target: its name, such as openvino.
+    """
+
+    run: str
+    target: str
 
 
 @dataclass(frozen=True)

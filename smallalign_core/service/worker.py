@@ -20,6 +20,7 @@ from smallalign_core.runs.recovery import MOST, crash_count, requeue_crashed
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.runs.writer import capture_logs, clean_up
 from smallalign_core.search import KIND as SEARCH  # noqa: F401  # its import makes searches known to `lifecycle`
+from smallalign_core.service import webhook
 from smallalign_core.spec import RunSpec
 from smallalign_core.studies import lifecycle
 from smallalign_core.system.machine import keep_freed_memory as keep_freed_memory, set_threads as set_threads
@@ -60,7 +61,7 @@ def serve(
             given=store.root,
             do="use that worker, or choose another --device",
         ) from None
-    with held:
+    with webhook.configured() as hook, held:  # the lock is released first: a receiver may be slow
         keep_freed_memory()
         log.info("worker %d serves %s on %s", os.getpid(), store.root, device)
         # Before the first run, since these are the slowest imports.
@@ -79,9 +80,12 @@ def serve(
             waiting = [run for run in store.queue() if _marker(run) not in refused]
             if waiting:
                 together = _in_step(waiting)
-                taken += len(together)
-                markers = [_marker(run) for run in together]
+                markers, before = [_marker(run) for run in together], [_own_attempt(run) for run in together]
                 serve_some(together, store, device, stop)
+                for run, attempt in zip(together, before, strict=True):
+                    if _own_attempt(run) != attempt:  # else another worker took it first, or it cannot be taken
+                        taken += 1
+                        hook.ended(run)
                 # A run that cannot be taken (written by a newer version, say) must not block the others.
                 refused |= {marker for run, marker in zip(together, markers, strict=True) if marker == _marker(run)}
             elif lifecycle.queue_next(store, device, stop):
@@ -98,6 +102,14 @@ def _marker(run: Run) -> str:
     with contextlib.suppress(OSError):
         return f"{run.name} {(run.folder / 'queued').stat().st_mtime_ns}"
     return ""
+
+
+def _own_attempt(run: Run) -> int | None:
+    """The number of the last attempt at `run`, if this process made it."""
+    with contextlib.suppress(SmallAlignError, OSError):
+        if run.status.get("pid") == os.getpid():
+            return int(run.status["attempt"])
+    return None
 
 
 def _in_step(waiting: list[Run]) -> list[Run]:
@@ -139,13 +151,13 @@ def stop_on_signals() -> threading.Event:
     """An event set by Ctrl-C and SIGTERM; a second Ctrl-C ends the process at once."""
     stop = threading.Event()
 
-    def asked(number: int, _: object) -> None:
+    def on_signal(number: int, _: object) -> None:
         if stop.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, asked)
+        signal.signal(number, on_signal)
     return stop
 
 

@@ -16,8 +16,10 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from smallalign_core.errors import BadSpec
+from smallalign_core.spec import _fit
 from smallalign_core.spec._canonical import canonical as canonical, shortest as shortest, to_yaml as to_yaml
 from smallalign_core.spec._file import loaded as loaded, value_of as value_of
+from smallalign_core.spec._import import Import as Import
 from smallalign_core.spec._part import expanded
 from smallalign_core.spec._policy import (
     Policy as Policy,
@@ -40,6 +42,7 @@ from smallalign_core.spec.loss import (
     CrossEntropy as CrossEntropy,
     Dist as Dist,
     Dkd as Dkd,
+    Embedding as Embedding,
     FitNets as FitNets,
     FunctionMatching as FunctionMatching,
     HintonKd as HintonKd,
@@ -89,12 +92,12 @@ from smallalign_core.spec.parts import (
     DataSpec as DataSpec,
     Flip as Flip,
     GivenNetwork as GivenNetwork,
-    Import as Import,
     LibraryNetwork as LibraryNetwork,
     Mlp as Mlp,
     Network as Network,
     Part as Part,
     Pruned as Pruned,
+    PythonAugment as PythonAugment,
     PythonNetwork as PythonNetwork,
     Resnet as Resnet,
     Rotate as Rotate,
@@ -145,6 +148,16 @@ class RunSpec(Part):
             "(fastest on CPUs, with a small error that is measured first and reported)."
         ),
     ] = "torch"
+    top: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=65_536,
+            description="Number of the teacher's largest logits that are used for each image; the other probability is "
+            "spread evenly. Saves space in the teacher cache where there are many classes; empty: all.",
+            json_schema_extra={"empty": "all"},
+        ),
+    ] = None
     balance: Annotated[
         Balance, Field(description="What training does about classes of unequal size; one method at a time.")
     ] = Unbalanced()
@@ -240,6 +253,16 @@ class RunSpec(Part):
         """Learning rate of the last layer, as a multiple of the optimizer's."""
         return self.network.head_rate if isinstance(self.network, GivenNetwork) else 1.0
 
+    @property
+    def of_features(self) -> bool:
+        """Whether the teacher gives features, not logits."""
+        return isinstance(self.loss, Embedding)
+
+    @property
+    def headless(self) -> bool:
+        """Whether the network has no head, and so gives features and no class."""
+        return self.of_features or (isinstance(self.network, LibraryNetwork) and self.network.num_classes == 0)
+
     def with_teachers(self, names: Sequence[str]) -> RunSpec:
         """The same spec with these teachers."""
         return self.model_copy(update={"teacher": tuple(names) if len(names) > 1 else next(iter(names), None)})
@@ -248,37 +271,16 @@ class RunSpec(Part):
         """Whether both specs have identical views, so that they can be trained in lockstep."""
         shared = ("data", "augment", "views", "batch", "epochs", "seed", "precision", "answers")
         same = self.sampling == other.sampling and all(getattr(self, name) == getattr(other, name) for name in shared)
-        return same and (not self.teacher or not other.teacher or self.teacher == other.teacher)
+        if not same or not self.teacher or not other.teacher:
+            return same
+        return all(getattr(self, name) == getattr(other, name) for name in ("teacher", "of_features", "top"))
 
     @model_validator(mode="after")
-    def _loss_fits_teacher(self) -> Self:
-        uses_teacher = self.loss.uses_teacher
-        if isinstance(self.loss, PythonLoss):  # its function decides: see `losses.check`
-            uses_teacher = self.teacher is not None
-        if uses_teacher and self.teacher is None:
-            raise ValueError(f"loss '{self.loss.kind}' needs a teacher: set `teacher`, or use loss 'cross_entropy'")
-        if not uses_teacher and self.teacher is not None:
-            raise ValueError(f"loss '{self.loss.kind}' does not use a teacher: remove `teacher`, or use loss 'kd'")
-        if isinstance(self.loss, OfLayers) and len(self.teachers) > 1:
-            raise ValueError(
-                f"loss '{self.loss.kind}' compares layers, which cannot be averaged over teachers: give one teacher"
-            )
-        if self.shuffled and self.teacher is None:
-            raise ValueError("`shuffled` permutes teacher logits, and there is no teacher: set `teacher`")
-        if self.answers != "torch" and isinstance(self.loss, OfLayers):
-            raise ValueError(
-                f"loss '{self.loss.kind}' reads layers of the teacher, which ONNX Runtime hides: leave `answers` out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _unlabeled_has_targets(self) -> Self:
-        if self.data.unlabeled and self.teacher is None:
-            raise ValueError("`data.unlabeled` has no targets without a teacher: set `teacher`, or leave it out")
-        if self.data.unlabeled == self.data.source:
-            raise ValueError("`data.unlabeled` is the folder of the labeled images: give another one, or leave it out")
-        if self.data.unlabeled and isinstance(self.loss, Dkd):
-            raise ValueError("loss 'dkd' needs the label of every image: leave `data.unlabeled` out, or use loss 'kd'")
+    def _parts_fit(self) -> Self:
+        _fit.check_teacher(self)
+        _fit.check_unlabeled(self)
+        _fit.check_headless(self)
+        _fit.check_no_epochs(self)
         return self
 
     @model_validator(mode="after")
@@ -292,7 +294,7 @@ class RunSpec(Part):
 
     @model_validator(mode="after")
     def _optimizer_fits(self) -> Self:
-        layers, taught = isinstance(self.loss, OfLayers), self.teacher is not None
+        layers, taught = isinstance(self.loss, OfLayers | Embedding), self.teacher is not None
         fast = "precision" if self.precision == "bf16" else "compile" if self.compile else None
         if wrong := incompatibility(self.optimizer, self.schedule, taught=taught, layers=layers, fast=fast):
             raise ValueError(wrong)
@@ -302,20 +304,10 @@ class RunSpec(Part):
         return self
 
     @model_validator(mode="after")
-    def _zero_epochs_begin(self) -> Self:
-        begins = self.start or (isinstance(self.network, GivenNetwork) and self.network.begins)
-        if not self.epochs and not begins:
-            raise ValueError("`epochs` 0 evaluates initial weights, and there are none: give `weights` or `start`")
-        if not self.epochs and (self.teacher or self.bits):
-            raise ValueError("`epochs` 0 evaluates initial weights as they are: leave `teacher` and `bits` out")
-        return self
-
-    @model_validator(mode="after")
     def _policy_is_in_order(self) -> Self:
-        if wrong := misplaced(self.augment):
+        targets = self.teacher is not None and not isinstance(self.loss, Dkd)
+        if wrong := misplaced(self.augment, views=self.views, targets=targets):
             raise ValueError(wrong)
-        if self.views and any(isinstance(part, Mixing) for part in self.augment):
-            raise ValueError("mixed images change at every step and cannot be cached: set `views` to 0")
         return self
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from smallalign_core.spec.loss import HintonKd
 from smallalign_core.spec.parts import USUAL_SIZE, DataSpec, GivenNetwork, LibraryNetwork, Part
-from smallalign_core.spec.python import Arguments, Code, with_code
+from smallalign_core.spec.python import Arguments, Code, unfilled
 
 if TYPE_CHECKING:
     from smallalign_core.spec import RunSpec
@@ -42,9 +42,9 @@ def _fields(part: Part, usual: bool) -> dict[str, Any]:
         del written["size"]
     if isinstance(part, DataSpec) and part.fingerprint:
         # the fingerprint covers their effect
-        for name in ("source", "columns", "levels", "decisions", "groups", "skip_unreadable"):
+        for name in ("source", "reader", "columns", "levels", "decisions", "groups", "skip_unreadable"):
             written.pop(name, None)
-    if isinstance(part, DataSpec) and part.unlabeled_fingerprint:
+    if isinstance(part, DataSpec) and (part.unlabeled_fingerprint or (part.fingerprint and not part.has_labels)):
         written.pop("unlabeled", None)
     if isinstance(part, GivenNetwork) and part.weights_sha256:
         del written["weights"]
@@ -66,13 +66,15 @@ def to_yaml(spec: RunSpec) -> str:
     bare: dict[str, Part] = {"data": spec.data.model_copy(update={"fingerprint": None, "unlabeled_fingerprint": None})}
     if isinstance(spec.network, GivenNetwork):
         bare["network"] = spec.network.model_copy(update={"weights_sha256": None})
-    spec = with_code(spec.model_copy(update=bare), lambda one: one.model_copy(update={"sha256": None, "package": None}))
+    spec = unfilled(spec.model_copy(update=bare))
     written = shortest(spec)
     if isinstance(spec.loss, HintonKd):
         if spec.loss.temperature is None and spec.loss.weight is None:
             del written["loss"]
         else:
             written["loss"] = {name: "auto" if value is None else value for name, value in written["loss"].items()}
+    if not spec.data.has_labels:
+        del written["data"]["source"]
     if list(written["data"]) == ["source"]:
         written["data"] = written["data"]["source"]
     return yaml.safe_dump(written, sort_keys=False, allow_unicode=True, width=120)

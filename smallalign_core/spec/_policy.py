@@ -15,7 +15,7 @@ from smallalign_core.spec._file import loaded
 from smallalign_core.spec._words import message_of
 from smallalign_core.spec.augment import misplaced
 from smallalign_core.spec.parts import Augment, Part
-from smallalign_core.spec.python import beside
+from smallalign_core.spec.python import beside, unfilled
 
 
 class Policy(Part):
@@ -61,4 +61,6 @@ def parse_policy(written: object) -> tuple[Augment, ...]:
 
 def policy_yaml(policy: Sequence[Augment]) -> str:
     """The shortest YAML list that parses to `policy`."""
-    return yaml.safe_dump([canonical(part) for part in policy], sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(
+        [canonical(unfilled(part)) for part in policy], sort_keys=False, allow_unicode=True, width=120
+    )

@@ -42,12 +42,23 @@ def explain(model: type[BaseModel], detail: ErrorDetails) -> str:
         "finite_number": lambda: f"`{shown}` must be a finite number (given: {given})",
         "too_short": lambda: f"`{shown}` needs at least {context.get('min_length')} items (given: {given!r:.80})",
         "too_long": lambda: f"`{shown}` takes at most {context.get('max_length')} items (given: {given!r:.80})",
+        "string_too_short": lambda: (
+            f"`{shown}` needs at least {_characters(context.get('min_length'))} (given: {given!r})"
+        ),
+        "string_too_long": lambda: (
+            f"`{shown}` takes at most {_characters(context.get('max_length'))} (given: {given!r:.80})"
+        ),
+        "string_pattern_mismatch": lambda: f"`{shown}` must match {context.get('pattern')} (given: {given!r:.80})",
         "value_error": lambda: str(context.get("error", detail["msg"])),
     }
     if kind in rule:
         return rule[kind]()
     wanted = detail["msg"].removeprefix("Input should be ").split(",")[0]
     return f"`{shown}` must be {wanted} (given: {given!r:.80})"
+
+
+def _characters(count: int | None) -> str:
+    return f"{count:,} character{'' if count == 1 else 's'}"
 
 
 def _suggestion(model: type[BaseModel], path: Sequence[str]) -> str:

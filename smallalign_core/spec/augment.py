@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import Field
 
 from smallalign_core.spec._part import Part, shorthand
+from smallalign_core.spec.python import IDENTIFIER, Code
 
 Probability = Annotated[float, Field(ge=0, le=1, description="Probability of applying the transform to an image.")]
 
@@ -274,6 +275,37 @@ class CutMix(_Augmentation):
     probability: Probability = 0.5
 
 
+# --- the user's own ---------------------------------------------------------------------------------------------------
+
+
+class PythonAugment(Code, _Augmentation):
+    """Your own: a Python function that returns a transform of one uint8 image, such as one of torchvision's."""
+
+    group: ClassVar[str] = "smallalign.augmentations"
+    amounts = ("strength",)
+    draws = 2
+    kind: Literal["python"] = "python"
+    call: Annotated[
+        str, Field(pattern=IDENTIFIER, max_length=100, description="Name of the function or class that makes it.")
+    ] = "make"
+    strength: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=2,
+            description="Passed to the function if it has a parameter `strength`; else it multiplies the probability.",
+        ),
+    ] = 1.0
+    label_preserving: Annotated[
+        bool,
+        Field(
+            description="Whether an augmented image keeps its class. If not, the label of each image that it is "
+            "applied to is left out: the teacher's targets remain, so it needs a teacher."
+        ),
+    ] = True
+    probability: Probability = 1.0
+
+
 Geometric = Flip | Shift | Rotate | Affine | Crop | ResizedCrop | Perspective
 Photometric = Colour | Blur | Noise | Erase | Posterize | Solarize | Equalize
 Several = RandAugment | TrivialAugment | AugMix
@@ -285,21 +317,36 @@ GROUPS: dict[str, tuple[type[Part], ...]] = {
     "Photometric": get_args(Photometric),
     "Automated": get_args(Several),
     "Mixing": get_args(Mixing),
+    "Your own": (PythonAugment,),
 }
 """The family, grouped as in the menu."""
 
 Augment = Annotated[
-    Geometric | Photometric | Several | Mixing,
+    Geometric | Photometric | Several | Mixing | PythonAugment,
     Field(discriminator="kind"),
     shorthand("kind"),
 ]
 
 
-def misplaced(policy: Sequence[Part]) -> str | None:
-    """The error in the order of a policy, as text; None if it is valid."""
+def drops_labels(policy: Sequence[Part]) -> bool:
+    """Whether a part of a policy changes what images show, so that their labels are left out."""
+    return any(isinstance(part, PythonAugment) and not part.label_preserving for part in policy)
+
+
+def misplaced(policy: Sequence[Part], *, views: int = 0, targets: bool = True) -> str | None:
+    """The error in a policy, as text; None if it is valid.
+
+    Args:
+        views: augmentations of each image that are used in turn; 0: new ones.
+        targets: whether an image without a label has a target.
+    """
     mixing = [index for index, part in enumerate(policy) if isinstance(part, Mixing)]
     if len(mixing) > 1:
         return f"a policy can have one mixing transform, this one has {len(mixing)}: keep one"
     if mixing and mixing[0] != len(policy) - 1:
         return f"`{policy[mixing[0]].kind}` mixes augmented images: put it last"  # type: ignore[attr-defined]
+    if mixing and views:
+        return "mixed images change at every step and cannot be cached: set `views` to 0"
+    if drops_labels(policy) and not targets:
+        return "`label_preserving: false` leaves only the teacher's targets: set `teacher`, and another loss than 'dkd'"
     return None

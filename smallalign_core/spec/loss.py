@@ -211,6 +211,28 @@ class AttentionTransfer(_OfLayers):
     ] = ""
 
 
+class Embedding(_Loss):
+    """Feature distillation without labels: (1 - cosine) and smooth L1 between the student's pooled features, through a
+    linear projector, and the teacher's, in the proportion that AM-RADIO has for spatial features (Ranzinger et al.,
+    CVPR 2024; 1 and 0 are its loss of summary features). The student has no head: train one on labels afterwards, with
+    `start`. The projector is not exported.
+    """
+
+    kind: Literal["embedding"] = "embedding"
+    cosine_weight: Annotated[float, Field(ge=0, le=1000, description="Weight of one minus the cosine similarity.")] = (
+        0.9
+    )
+    smooth_l1_weight: Annotated[
+        float, Field(ge=0, le=1000, description="Weight of the smooth L1 loss (Girshick, 2015; quadratic up to 1).")
+    ] = 0.1
+
+    @model_validator(mode="after")
+    def _compares_something(self) -> Self:
+        if not self.cosine_weight and not self.smooth_l1_weight:
+            raise ValueError("both weights are 0, so nothing is trained: raise `cosine_weight` or `smooth_l1_weight`")
+        return self
+
+
 class PythonLoss(Code, _Loss):
     """Your own loss: a Python function of student logits and, if it has such parameters, teacher logits, labels and
     epoch. It returns a scalar, or several in a dict; labels are what it makes of them, beside `labels_weight`.
@@ -228,7 +250,7 @@ OfLayers = FitNets | AttentionTransfer
 """Those that compare layers."""
 
 Loss = Annotated[
-    CrossEntropy | OfLogits | OfLayers | PythonLoss,
+    CrossEntropy | OfLogits | OfLayers | Embedding | PythonLoss,
     Field(discriminator="kind"),
     shorthand("kind"),
 ]
@@ -249,7 +271,7 @@ def labels_share(loss: Loss) -> float:
             return 1 - loss.numbers[1]
         case LogitMse() | ScaledMse():
             return 1 - loss.weight
-        case FunctionMatching():
+        case FunctionMatching() | Embedding():
             return 0.0
         case Dist() | StandardizedKd() | FitNets() | AttentionTransfer() | PythonLoss():
             return loss.labels_weight
@@ -267,4 +289,4 @@ def short_name(loss: Loss) -> str:
         words += f" + kd T={heat:g}" if loss.kd_weight else ""
     elif heat != 0:
         words += " T=auto" if heat is None else f" T={heat:g}"
-    return words if labels_share(loss) or isinstance(loss, FunctionMatching) else f"{words}, no labels"
+    return words if labels_share(loss) or isinstance(loss, FunctionMatching | Embedding) else f"{words}, no labels"

@@ -10,124 +10,27 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
 from smallalign_core.spec._part import Part as Part, shorthand as shorthand
-from smallalign_core.spec.augment import Augment as Augment, Flip as Flip, Rotate as Rotate, Shift as Shift
+from smallalign_core.spec.augment import (
+    Augment as Augment,
+    Flip as Flip,
+    PythonAugment as PythonAugment,
+    Rotate as Rotate,
+    Shift as Shift,
+)
 from smallalign_core.spec.balance import Balance as Balance
 from smallalign_core.spec.catalog import PRETRAINED
+from smallalign_core.spec.data import (
+    REST as REST,
+    Columns as Columns,
+    DataSpec as DataSpec,
+    PythonReader as PythonReader,
+)
 from smallalign_core.spec.loss import Loss as Loss
 from smallalign_core.spec.optimizer import Optimizer as Optimizer, Schedule as Schedule
-from smallalign_core.spec.python import Code
-
-FILLED_IN: dict[str, Any] = {"filled_in": True}  # for fields that forms do not show
+from smallalign_core.spec.python import FILLED_IN, Code
 
 USUAL_SIZE = 64
 """Input size of library networks without pretrained weights."""
-
-REST = "rest"
-"""`unlabeled` of a dataset itself."""
-
-# --- data -------------------------------------------------------------------------------------------------------------
-
-
-ColumnName = Annotated[str | None, Field(min_length=1, max_length=200)]
-
-
-class Columns(Part):
-    """Columns of a table of labels, by their names (by their numbers from 1 where the table has no header)."""
-
-    path: Annotated[ColumnName, Field(description="Column with the path of each image, relative to the table.")] = None
-    label: Annotated[ColumnName, Field(description="Column with the class.")] = None
-    split: Annotated[ColumnName, Field(description="Column with train, validation or test.")] = None
-
-
-class DataSpec(Part):
-    """A dataset and its splits. Validation is split from train where the source brings none."""
-
-    source: Annotated[
-        str,
-        Field(
-            min_length=1,
-            max_length=1000,
-            description="Dataset name, path of a folder, zip or table of labels, or hf://owner/name.",
-        ),
-    ]
-    columns: Annotated[
-        Columns, Field(description="Columns of a table of labels; empty: guessed from names and content.")
-    ] = Columns()
-    levels: Annotated[
-        int, Field(ge=1, le=8, description="Levels of class folders: with 2, a/x and b/x are two classes.")
-    ] = 1
-    size: Annotated[
-        int | None, Field(ge=4, le=512, description="Input size in pixels per side; empty: original size.")
-    ] = None
-    images: Annotated[
-        int | None,
-        Field(
-            ge=2,
-            description="Number of training images, stratified by class (at least one of each); empty: all.",
-        ),
-    ] = None
-    validation: Annotated[
-        float, Field(gt=0, le=0.5, description="Validation fraction, split from the training images.")
-    ] = 0.1
-    test: Annotated[float, Field(gt=0, le=0.5, description="Test fraction, where the source has no test split.")] = 0.2
-    draw: Annotated[
-        int,
-        Field(ge=0, le=2**31 - 1, description="Seed of the random subset (`images`) and of the label noise (`noise`)."),
-    ] = 0
-    noise: Annotated[
-        float,
-        Field(
-            ge=0,
-            le=0.9,
-            description="Label noise (control): fraction of training images that get a random wrong label.",
-        ),
-    ] = 0.0
-    decisions: Annotated[
-        str | None,
-        Field(max_length=1000, description="Cleaning decisions file: images to drop or relabel."),
-    ] = None
-    groups: Annotated[
-        str | None,
-        Field(
-            min_length=1,
-            max_length=1000,
-            description="Group-aware split: images of one person, patient or original stay in one split. A regular "
-            "expression for the group in a path, or a CSV file with the columns filename and group.",
-        ),
-    ] = None
-    unlabeled: Annotated[
-        str | None,
-        Field(
-            min_length=1,
-            max_length=1000,
-            description="Images without labels, for distillation: a folder, a zip of one, or `rest` for the training "
-            "images that `images` leaves out. They join the training images, with the teacher's targets only.",
-        ),
-    ] = None
-    skip_unreadable: Annotated[bool, Field(description="Skip unreadable images, however many; each is listed.")] = False
-    fingerprint: Annotated[
-        str | None,
-        Field(pattern="^[0-9a-f]{16}$", description="Digest of the images; filled in.", json_schema_extra=FILLED_IN),
-    ] = None
-    unlabeled_fingerprint: Annotated[
-        str | None,
-        Field(
-            pattern="^[0-9a-f]{16}$",
-            description="Digest of the unlabeled images; filled in.",
-            json_schema_extra=FILLED_IN,
-        ),
-    ] = None
-
-    @model_validator(mode="after")
-    def _rest_of_something(self) -> Self:
-        if self.unlabeled == REST and self.images is None:
-            raise ValueError(f"`unlabeled: {REST}` are the training images that `images` leaves out: set `images`")
-        return self
-
-    def labeled(self) -> DataSpec:
-        """The same without unlabeled images."""
-        return self.model_copy(update={"unlabeled": None, "unlabeled_fingerprint": None})
-
 
 # --- networks ---------------------------------------------------------------------------------------------------------
 
@@ -272,9 +175,18 @@ class LibraryNetwork(Part):
     frozen: Frozen = False
     head_rate: HeadRate = 1.0
     weights: Annotated[
-        str | None, Field(max_length=1000, description="Initial weights: a safetensors file of the same network.")
+        str | None,
+        Field(min_length=1, max_length=1000, description="Initial weights: a safetensors file of the same network."),
     ] = None
     weights_sha256: WeightsDigest = None
+    num_classes: Annotated[
+        Literal[0] | None,
+        Field(
+            description="0: no head, as in timm: the output is the pooled features. With `epochs: 0`, initial weights "
+            "become a teacher for loss embedding; empty: a head for the classes of the data.",
+            json_schema_extra={"empty": "as the data"},
+        ),
+    ] = None
     pruned: PrunedField = None
 
     @property
@@ -387,42 +299,6 @@ Start = Annotated[
     str | None,
     Field(min_length=1, max_length=1000, description="Initial weights from this finished run of the same network."),
 ]
-
-# --- imports ----------------------------------------------------------------------------------------------------------
-
-Triple = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
-
-
-class Import(Part):
-    """An imported ONNX classifier: all facts about a model that was not trained by SmallAlign.
-
-    Images reach it as uint8, or as floats: (pixel / 255 * white - mean) / std.
-    """
-
-    file: Annotated[str, Field(max_length=255, description="Original file name.")]
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the file.")]
-    classes: Annotated[tuple[str, ...], Field(min_length=2, description="Classes in output order.")]
-    data: Annotated[DataSpec, Field(description="The dataset it was evaluated on at import.")]
-    input: str
-    dtype: Literal["uint8", "float32", "float16"]
-    layout: Literal["nchw", "nhwc"]
-    channels: Literal[1, 3]
-    size: Annotated[tuple[int, int] | None, Field(description="Input (height, width); empty: any.")] = None
-    batch: Annotated[int | None, Field(ge=1, description="Fixed batch size; empty: any.")] = None
-    output: str
-    answers: Annotated[
-        Literal["logits", "probabilities", "sigmoid", "one_logit", "one_probability"],
-        Field(description="Output type: probabilities are converted by log, sigmoids by logit; one_: two classes."),
-    ] = "logits"
-    stored: Annotated[Literal["float", "uint8", "int8"], Field(description="Data type of the outputs.")] = "float"
-    floor: Annotated[float, Field(gt=0, lt=0.5, description="Smallest probability that the outputs can represent.")] = (
-        1e-8
-    )
-    white: Annotated[float, Field(gt=0, description="Value of a white pixel before mean and std: 1 or 255.")] = 1.0
-    mean: Triple = (0.485, 0.456, 0.406)
-    std: Triple = (0.229, 0.224, 0.225)
-    order: Annotated[Literal["rgb", "bgr"], Field(description="Channel order, also of mean and std.")] = "rgb"
-
 
 # --- teachers ---------------------------------------------------------------------------------------------------------
 

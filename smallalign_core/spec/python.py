@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, JsonValue, model_va
 
 from smallalign_core.spec._part import Part
 
-FILLED_IN: dict[str, Any] = {"filled_in": True}
+FILLED_IN: dict[str, Any] = {"filled_in": True}  # for fields that forms do not show
 KIND = "python"
 IDENTIFIER = r"^[A-Za-z_][A-Za-z0-9_]*$"
 MOST_ARGUMENTS = 10_000
@@ -181,6 +181,11 @@ def with_code(part: Kind, change: Callable[[Code], Code]) -> Kind:
     return part.model_copy(update=update) if update else part
 
 
+def unfilled(part: Kind) -> Kind:
+    """A spec as it is written: without what is filled in of a user's own Python."""
+    return with_code(part, lambda one: one.model_copy(update={"sha256": None, "package": None}))
+
+
 def beside(written: Any, folder: Path) -> Any:
     """Plain values of a spec, in which the paths of every part of kind python are relative to the spec's folder.
 
@@ -190,7 +195,10 @@ def beside(written: Any, folder: Path) -> Any:
         return [beside(one, folder) for one in written]
     if not isinstance(written, Mapping):
         return written
-    found = {name: beside(one, folder) for name, one in written.items()}
+    found = dict(written)
+    if isinstance(reader := found.get("reader"), str | Mapping):
+        found["reader"] = {"kind": KIND, **({"file": reader} if isinstance(reader, str) else reader)}
+    found = {name: beside(one, folder) for name, one in found.items()}
     if found.get("kind") == KIND:
         for name in ("file", "weights"):
             if isinstance(found.get(name), str) and found[name]:

@@ -54,7 +54,7 @@ CONTROLS: dict[What, Control] = {
         "the teacher",
         lambda spec: spec.teacher is not None,
         lambda fields: {
-            **{name: value for name, value in fields.items() if name not in ("teacher", "loss", "shuffled")},
+            **{name: value for name, value in fields.items() if name not in ("teacher", "loss", "shuffled", "top")},
             "data": DataSpec.model_validate(fields["data"]).labeled(),  # unlabelled images have no other targets
         },
         "set `teacher`",
@@ -118,11 +118,17 @@ def without(spec: RunSpec, what: What) -> RunSpec:
     """The control arm: `spec` with one component removed and nothing else changed.
 
     Raises:
-        BadSpec, BadInput: the spec does not have the component; it cannot be removed.
+        BadSpec, BadInput: the spec does not have the component, or no head; it cannot be removed.
     """
     control = CONTROLS.get(what)
     if control is None:
         raise BadInput("unknown component for an ablation", given=what, do=f"choose {' or '.join(CONTROLS)}")
+    if spec.headless:
+        raise BadSpec(
+            "an ablation compares accuracies, and this network has no head",
+            given=f"loss {spec.loss.kind}",
+            do="ablate the run that trains a head with `start`",
+        )
     if not control.present(spec):
         raise BadSpec(f"nothing to ablate: the spec does not have {control.name}", do=control.do)
     other = parse(control.leave_out(spec.model_dump()))

@@ -112,6 +112,12 @@ class Study:
         found: list[RunSpec] = self.module.wanted(self.spec, store, self.folder)
         return found
 
+    def seconds_a_run(self, store: Store) -> float | None:
+        """Mean wall time of its finished runs, each its share of those that trained in lockstep; None without any."""
+        runs = [run for spec in self.wanted(store) if (run := store.find(spec)) is not None and run.result]
+        shares = [run.result["seconds"] / max(1, run.result.get("together") or 1) for run in runs if run.result]
+        return sum(shares) / len(shares) if shares else None
+
     def missing(self, store: Store) -> list[RunSpec]:
         """The runs still to be trained: neither finished nor diverged."""
         return [spec for spec in self.wanted(store) if not is_settled(store.find(spec))]

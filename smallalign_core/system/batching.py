@@ -43,7 +43,9 @@ def batch_that_fits(model: nn.Module, images: Tensor) -> int:
     if len(images) <= FEW:
         return len(images)
     known = _needs.setdefault(model, {})
-    key = tuple(images.shape[1:]), images.device.type, torch.is_autocast_enabled(images.device.type)
+    kind = images.device.type
+    casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    key = tuple(images.shape[1:]), kind, casts
     if key not in known:
         with torch.no_grad():  # the increment of a second image: copies of the weights do not count
             known[key] = max(1, bytes_needed(lambda: model(images[:2])) - bytes_needed(lambda: model(images[:1])))

@@ -30,6 +30,12 @@ EXTRA_OF = {
     "ray": "ray",
     "optuna": "search",
     "torch_pruning": "pruning",
+    "openvino": "openvino",
+    "executorch": "executorch",
+    "tensorboard": "tensorboard",
+    "mlflow": "mlflow",
+    "wandb": "wandb",
+    "mcp": "mcp",
 }
 """The extra that installs a package, by import name."""
 

@@ -31,6 +31,7 @@ class Limits:
     upload_mb: int = _limit(64, "size of one uploaded file, MB")
     uploads_each_mb: int = _limit(256, "uploaded files in memory per browser session, MB")
     uploads_total_mb: int = _limit(1024, "uploaded files in memory, all users, MB")
+    upload_files: int = _limit(2_000, "uploaded files in memory per browser session")
     uploads_at_once: int = _limit(4, "concurrent uploads")
     upload_seconds: int = _limit(300, "duration of one upload, s")
     kept_mb: int = _limit(4096, "uploaded datasets on disk, MB")

@@ -19,6 +19,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from smallalign_core.system.priority import at_low_priority
+
 Answer = TypeVar("Answer")
 Given = TypeVar("Given")
 Taken = TypeVar("Taken")
@@ -71,22 +73,22 @@ class _Table:
 
     Attributes:
         begun: suspended work; waiting: requests without a slot, in order of arrival.
-        last: the round in which each was last polled; asked: those polled in this round.
+        last: the round in which each was last polled; polled: those polled in this round.
         users: the user of the last poll of each.
     """
 
     begun: dict[str, Work[Any]] = field(default_factory=dict)
     waiting: OrderedDict[str, None] = field(default_factory=OrderedDict)
     last: dict[str, int] = field(default_factory=dict)
-    asked: set[str] = field(default_factory=set)
+    polled: set[str] = field(default_factory=set)
     users: dict[str, str] = field(default_factory=dict)
     round: int = 0
 
     def place(self, question: str) -> bool:
         """Whether `question` is in progress, or may begin now; if not, it waits."""
-        if question in self.asked:
-            self.round, self.asked = self.round + 1, set()
-        self.asked.add(question)
+        if question in self.polled:
+            self.round, self.polled = self.round + 1, set()
+        self.polled.add(question)
         self.last[question], self.users[question] = self.round, (_asking.get() or Call()).user
         if question in self.begun:
             return True
@@ -115,13 +117,15 @@ class _Table:
         self.waiting.pop(question, None)
         self.last.pop(question, None)
         self.users.pop(question, None)
-        self.asked.discard(question)
+        self.polled.discard(question)
 
 
 _table = _Table()
 
 
-def advance(question: str, begin: Callable[[], Work[Answer]], patience: float | None) -> tuple[Answer | None, float]:
+def advance(
+    question: str, begin: Callable[[], Work[Answer]], patience: float | None, *, background: bool = False
+) -> tuple[Answer | None, float]:
     """(result, 1), or (None, progress) after `patience` seconds.
 
     With `patience` None it runs to completion at once; otherwise a request may have to wait for a slot, with progress 0
@@ -130,11 +134,21 @@ def advance(question: str, begin: Callable[[], Work[Answer]], patience: float | 
     Args:
         question: the key of the request.
         begin: creates the generator, if it does not exist yet.
+        background: at low priority.
     """
     asking = _asking.get() or Call()
     if not _table.place(question) and patience is not None:
         asking.put_aside = True
         return None, 0.0
+    if background:
+        return at_low_priority(lambda: _continued(question, begin, patience, asking))
+    return _continued(question, begin, patience, asking)
+
+
+def _continued(
+    question: str, begin: Callable[[], Work[Answer]], patience: float | None, asking: Call
+) -> tuple[Answer | None, float]:
+    """As `advance`, for a request that has a slot."""
     work = _table.begun.pop(question, None)
     try:
         if work is None:
@@ -188,14 +202,14 @@ def by_callback(
         run: calls the library with the callback.
         answer: the callback's work; yields wherever it may be suspended.
     """
-    asked: list[Given] = []
+    questions: list[Given] = []
     told: list[Taken] = []
     ended: list[Answer] = []
     failed: list[BaseException] = []
     here, there = threading.Semaphore(0), threading.Semaphore(0)
 
     def call(given: Given) -> Taken:
-        asked.append(given)
+        questions.append(given)
         here.release()
         there.acquire()
         if not told:
@@ -216,9 +230,9 @@ def by_callback(
     try:
         while True:
             here.acquire()
-            if not asked:
+            if not questions:
                 break
-            told.append((yield from answer(asked.pop())))
+            told.append((yield from answer(questions.pop())))
             there.release()
     finally:
         there.release()  # a thread that still waits gets no value

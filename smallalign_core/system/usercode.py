@@ -19,6 +19,7 @@ import time
 import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ FOLDER = "code"
 """The folder of a run with copies of its Python files."""
 
 _ALLOWED: set[str] = set()
+_FORBIDDEN: ContextVar[bool] = ContextVar("forbidden", default=False)
 _FILES: dict[str, str] = {}
 """Names under which files were compiled, and what to call them."""
 _MODULES: dict[str, types.ModuleType] = {}
@@ -154,6 +156,25 @@ def require_trusted(sha256: str, name: str) -> None:
         )
 
 
+@contextlib.contextmanager
+def forbidden() -> Iterator[None]:
+    """Run no Python file in this context: the dashboard's own process is shared by all of its users."""
+    token = _FORBIDDEN.set(True)
+    try:
+        yield
+    finally:
+        _FORBIDDEN.reset(token)
+
+
+def _check_place(name: str) -> None:
+    if _FORBIDDEN.get():
+        raise Refused(
+            "a user's Python does not run in the dashboard's own process",
+            given=name,
+            do="read the dataset again, on the page Data or with `smallalign inspect`",
+        )
+
+
 # --- importing --------------------------------------------------------------------------------------------------------
 
 
@@ -168,6 +189,7 @@ def function_of(file: Path, call: str, sha256: str | None = None) -> Callable[..
         Refused: it may not run.
         BadModel: its content is not that of the digest.
     """
+    _check_place(file.name)
     if sha256 is None or sha256 not in _MODULES:
         content = read(file)[0] if sha256 is None else content_of(file, sha256)
         sha256 = hashlib.sha256(content).hexdigest()
@@ -251,6 +273,7 @@ def entry_of(group: str, name: str, package: str | None) -> tuple[Callable[..., 
     Raises:
         BadInput: no installed package has it, or another version is installed; its module cannot be imported.
     """
+    _check_place(name)
     found = [one for one in importlib.metadata.entry_points(group=group) if one.name == name]
     if not found:
         known = ", ".join(sorted({one.name for one in importlib.metadata.entry_points(group=group)})) or "none"

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from smallalign_core.errors import BadSpec
+from smallalign_core.system.device import begin
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class World:
 
     Attributes:
         rank: 0 controls and records; the others follow its commands.
-        size: number of processes.
+        size: number of processes; a process group of one is trained by DDP too.
     """
 
     rank: int = 0
@@ -60,7 +61,7 @@ class World:
 
     def wrap_ddp(self, network: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
         """A DDP wrapper of `network` that averages gradients over all processes."""
-        if self.size == 1:
+        if self._talk is None:
             return network
         if device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # in place below the top
@@ -94,7 +95,7 @@ def leave() -> None:
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device called `name`; `auto` is the first available of cuda, xpu, mps and cpu.
+    """The device called `name`, made the current one; `auto` is the first available of cuda, xpu, mps and cpu.
 
     Raises:
         BadSpec: the device is not available.
@@ -105,13 +106,16 @@ def pick_device(name: str = "auto") -> torch.device:
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
-    kind = name.split(":")[0]
+    kind, _, number = name.partition(":")
     if name == "auto":
         kind = name = next(kind for kind, found in there.items() if found)
-    if not there.get(kind):
+    cards = getattr(torch, kind).device_count() if there.get(kind) and kind in ("cuda", "xpu") else 1
+    if not there.get(kind) or (number and not (number.isdecimal() and (kind == "cpu" or int(number) < cards))):
         raise BadSpec(
             "the device is not available on this machine",
             given=name,
             do=f"choose one of: auto, {', '.join(k for k, v in there.items() if v)}",
         )
-    return torch.device(name)
+    chosen = torch.device(name)
+    begin(chosen)
+    return chosen

@@ -21,6 +21,7 @@ from smallalign_core.data import ImageSet
 from smallalign_core.networks import Classifier
 from smallalign_core.spec import GivenNetwork, Mixing, OfLayers, RunSpec, canonical, is_gradient_free
 from smallalign_core.system import batching
+from smallalign_core.system.device import to_device
 
 KEPT = "kept"
 MOST_BYTES = 1024**3
@@ -29,30 +30,13 @@ CHUNK = 256
 """Images computed between two points at which the caller may stop."""
 
 
-class _Body(nn.Module):
-    """A classifier up to its head: images uint8 [N, channels, H, W] to the head's input, float32 [N, F]."""
-
-    def __init__(self, classifier: Classifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        caught: list[Tensor] = []
-        handle = networks.head(self.classifier).register_forward_pre_hook(lambda _, given: caught.append(given[0]))
-        try:
-            self.classifier(images)
-        finally:
-            handle.remove()
-        return caught[0].float()
-
-
 def width(classifier: Classifier) -> int | None:
     """Number of input features of the head, if it is a linear layer that outputs the logits; else None."""
     head = networks.head(classifier)
     if not isinstance(head, nn.Linear):
         return None
     black = torch.zeros((2, *classifier.input_shape), dtype=torch.uint8, device=classifier.mean.device)
-    body, was_training = _Body(classifier), classifier.training
+    body, was_training = networks.Embedder(classifier), classifier.training
     classifier.eval()
     # A new head is zero and would hide layers after it.
     kept = [parameter.detach().clone() for parameter in head.parameters()]
@@ -111,7 +95,7 @@ class Features:
     def __init__(
         self, classifier: Classifier, views: Views, val: ImageSet, casting: AbstractContextManager[object]
     ) -> None:
-        self._body, self._views, self._val, self._casting = _Body(classifier), views, val, casting
+        self._body, self._views, self._val, self._casting = networks.Embedder(classifier), views, val, casting
         self._known: dict[int, Tensor] = {}
         self._held: Tensor | None = None
 
@@ -138,10 +122,10 @@ class Features:
         for _ in self.prepare(step):
             pass
         rows, number = self._numbers(step)
-        places = torch.from_numpy(rows)
+        places = to_device(rows, self._views.device)
         found = self._known[int(number[0])][places]
         for other in np.unique(number[number != number[0]]).tolist():  # a batch may end one epoch and begin the next
-            here = torch.from_numpy(np.flatnonzero(number == other))
+            here = to_device(np.flatnonzero(number == other), self._views.device)
             found[here] = self._known[other][places[here]]
         return found
 
@@ -149,7 +133,7 @@ class Features:
         """Logits float32 [N, C] of the validation images, in full precision, with the current head."""
         if self._held is None:
             pixels = (
-                torch.from_numpy(np.ascontiguousarray(self._val.images[at : at + CHUNK])).to(self._views.device)
+                to_device(np.ascontiguousarray(self._val.images[at : at + CHUNK]), self._views.device)
                 for at in range(0, len(self._val), CHUNK)
             )
             self._body.classifier.eval()

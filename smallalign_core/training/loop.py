@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,11 +22,19 @@ from torch import Tensor, nn
 from smallalign_core import augment, networks
 from smallalign_core.data import Splits, statistics
 from smallalign_core.errors import BadModel, BadSpec, Diverged
-from smallalign_core.metrics import Fidelity, Scores, fidelity, fit_temperature, logits_of, score
+from smallalign_core.metrics import fidelity, fit_temperature, logits_of, score
 from smallalign_core.networks import Classifier
-from smallalign_core.spec import RunSpec
+from smallalign_core.spec import Embedding, RunSpec
+from smallalign_core.system.device import compiled
 from smallalign_core.training import frozen_features, losses, optim
 from smallalign_core.training.distributed import World, pick_device as pick_device
+from smallalign_core.training.events import (
+    Event as Event,
+    Progress as Progress,
+    Stopped as Stopped,
+    Validated as Validated,
+    Waiting as Waiting,
+)
 from smallalign_core.training.losses import NetworkOutput
 from smallalign_core.training.student import Student
 from smallalign_core.training.teacher import TeacherSource
@@ -41,68 +48,6 @@ NORMS_FROM = 2_000
 """Approximate number of training images for the batch-norm statistics of averaged weights."""
 FITTED_ON = 2_000
 """Approximate number of validation images to fit an epoch's temperature on."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Progress of a student. Losses are means over the steps since its last report, one per weighted term.
-
-    `gradients` counts the gradient evaluations of all its steps so far, `evaluations` the forward-only evaluations of a
-    batch, of which about three cost as much.
-    """
-
-    student: int
-    step: int
-    steps: int
-    epoch: float
-    images_per_second: float
-    losses: dict[str, float]
-    gradients: int
-    evaluations: int = 0
-
-
-@dataclass(frozen=True)
-class Validated:
-    """End of a student's epoch, with its evaluation on the validation images.
-
-    Attributes:
-        scores: uncalibrated; `fitted`: temperature-scaled, fitted on validation.
-        best: whether it is the best epoch so far.
-        fidelity: agreement with the teacher; None without one.
-        shares: gradient share by loss term, at the first step of the epoch.
-    """
-
-    student: int
-    step: int
-    epoch: int
-    scores: Scores
-    fitted: Scores
-    best: bool
-    fidelity: Fidelity | None
-    shares: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """A student has failed; the others continue."""
-
-    student: int
-    step: int
-    error: Diverged
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """A student waits for teacher logits, or a frozen body's features, for more than the next batch; `share` (0..1) is
-    done.
-    """
-
-    student: int
-    step: int
-    share: float
-
-
-Event = Progress | Validated | Stopped | Waiting
 
 
 class Training:
@@ -166,9 +111,8 @@ class Training:
                 )
 
     def _student(self, spec: RunSpec, mean: list[float], std: list[float]) -> Student:
-        classifier = networks.build(
-            spec.network, self.splits.classes, self.splits.shape, mean=mean, std=std, seed=spec.seed
-        )
+        classes = () if spec.headless else self.splits.classes
+        classifier = networks.build(spec.network, classes, self.splits.shape, mean=mean, std=std, seed=spec.seed)
         if spec.start:
             networks.begin_from(classifier, self._starts[spec.start])
         networks.in_bits(classifier.to(self.device), spec.bits)
@@ -178,8 +122,8 @@ class Training:
         companion = self._projector(spec, classifier)
         call = fast = self.world.wrap_ddp(classifier, self.device)
         if spec.compile and not any(losses.layers(spec.loss)):  # hooks would be compiled away
-            fast = torch.compile(call, mode="reduce-overhead" if self.device.type == "cuda" else "default")
-        counts, partial = list(self.splits.train.counts().values()), self.splits.unlabeled is not None
+            fast = compiled(call, self.device)
+        counts, partial = list(self.splits.train.counts().values()), augment.lacks_labels(spec, self.splits)
         balance = losses.class_balance(spec.balance, counts, self.device, partial=partial)
         timers = Timer(self.device), self.shared
         student = Student(spec, classifier, companion, balance, call, fast, self.steps, *timers, kept)
@@ -193,9 +137,14 @@ class Training:
 
     def _projector(self, spec: RunSpec, classifier: Classifier) -> nn.Module | None:
         layers = losses.layers(spec.loss)
-        if self.teacher is None or not any(layers):
+        if self.teacher is None or not (any(layers) or spec.of_features):
             return None
-        example = self.teacher.batch_with_targets(self.views, 0)
+        # Features are cached, and the first batch may be long past: only the number of them matters.
+        example = (
+            (self.views(self.step), NetworkOutput(torch.zeros(1, self._teacher_on_val().shape[1])))
+            if spec.of_features
+            else self.teacher.batch_with_targets(self.views, 0)
+        )
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(spec.seed)
             classifier.eval()
@@ -292,8 +241,7 @@ class Training:
         spec = student.spec
         if not student.classifier.training:  # a walk over all modules
             student.classifier.train()
-        rate = student.rate * optim.factor(spec.schedule, self.step, self.steps)
-        optim.set_rate(student.optimizer, rate)
+        optim.set_rate(student.optimizer, student.rate * optim.factor(spec.schedule, self.step, self.steps))
         if student.needs == "losses":
             student.step_gradient_free(view, wanted, self.epoch, lambda: self._seed_step(spec))
             return
@@ -389,6 +337,8 @@ class Training:
             student.spec.epochs if self.step == self.steps else self.step * self.views.batch // len(self.splits.learned)
         )
         scored = self.scored(index)
+        if student.spec.headless:
+            return self._validate_features(index, epoch, scored)
         kept = student.features
         said = kept.answers(networks.head(scored)) if kept else logits_of(scored, val, device=self.device)
         self._refuse_nan(student, float(np.abs(said).max()))
@@ -397,11 +347,25 @@ class Training:
         fitted = score(said, val.labels, val.classes, fit_temperature(said[some], val.labels[some]))
         close = None
         if student.spec.teacher and self.teacher:
-            if self._expected is None:
-                self._expected = self.teacher.on(val)
-            close = fidelity(self._expected, said)
+            close = fidelity(self._teacher_on_val(), said)
         best = student.keep_if_best(scored, scores, epoch)
         return Validated(index, self.step, epoch, scores, fitted, best, close, student.shares)
+
+    def _validate_features(self, index: int, epoch: int, scored: Classifier) -> Validated:
+        student, found = self.students[index], None
+        if student.companion is not None and isinstance(student.spec.loss, Embedding):
+            said = logits_of(scored, self.splits.val, device=self.device)
+            found = losses.embedding_scores(student.spec.loss, said, self._teacher_on_val(), student.companion)
+            self._refuse_nan(student, found.loss)
+        best = student.keep_if_best(scored, found, epoch)
+        return Validated(index, self.step, epoch, None, None, best, None, student.shares, found)
+
+    def _teacher_on_val(self) -> NDArray[np.float32]:
+        """The teacher's outputs for the validation images, computed once."""
+        if self._expected is None:
+            assert self.teacher is not None
+            self._expected = self.teacher.on(self.splits.val)
+        return self._expected
 
     def scored(self, index: int = 0) -> Classifier:
         """The network to evaluate: the student's classifier, or its weight average, if any.

@@ -37,14 +37,15 @@ def precision(spec: RunSpec, store: Store, splits: data.Splits, device: torch.de
 
     if spec.precision != "auto":
         return spec.precision
-    if is_gradient_free(spec.optimizer):
+    if is_gradient_free(spec.optimizer) or (spec.headless and not spec.epochs):
         return "fp32"
     if device.type != "cpu":
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     # Only the shape and number of classes of the data affect the speed.
     like = spec.data.model_copy(update={"source": f"{splits.shape} {len(splits.classes)}", "fingerprint": None})
     if spec.answers != "torch":  # then the student alone has a precision
-        spec = spec.model_copy(update={"teacher": None, "answers": "torch", "loss": CrossEntropy(), "shuffled": False})
+        alone = {"teacher": None, "answers": "torch", "loss": CrossEntropy(), "shuffled": False, "top": None}
+        spec = spec.model_copy(update=alone)
     if isinstance(spec.loss, HintonKd):  # whatever its numbers are, or before they are chosen
         spec = spec.model_copy(update={"loss": HintonKd()})
     plain = spec.model_copy(update={"data": like, "seed": 0, "epochs": 1, "precision": "fp32", "start": None})
@@ -70,7 +71,8 @@ def _faster(spec: RunSpec, store: Store, splits: data.Splits, device: torch.devi
 
     first = prepared("fp32")
     macs = networks.measure(first.students[0].classifier).macs
-    macs += sum((store.finished(name).result or {}).get("macs", 0) for name in spec.teachers)  # an import does not say
+    taught = [store.finished(name, headless=True).result or {} for name in spec.teachers]
+    macs += sum(one.get("macs", 0) for one in taught)  # an import does not say
     if macs < WORTH_MACS:
         return {"precision": "fp32", "macs": macs}
     seconds = race({"fp32": first, "bf16": prepared("bf16")})

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from smallalign_core import data
+from smallalign_core.runs import python_files
 from smallalign_core.runs.store import Store
 from smallalign_core.spec import Mixing, OfLayers, RunSpec
 from smallalign_core.training import precision_tuning, teacher_loading
@@ -32,6 +33,7 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto", *, beside: Sequen
     from smallalign_core.training import loop, losses, teacher_evidence
 
     where = loop.pick_device(device)
+    spec = python_files.filled(spec, store.user)  # a reader is needed for the images
     splits = data.load(spec.data, store.data_cache)
     resolved = store.resolve(spec, splits, spec.precision)  # first: weights to start from are read in the sandbox
     student = _fitting(resolved, splits, where)
@@ -39,8 +41,8 @@ def resolve(store: Store, spec: RunSpec, device: str = "auto", *, beside: Sequen
         _fitting(other, splits, where, student if other.network == spec.network else None)
     for file in teacher_loading.starts([resolved], store).values():
         networks.begin_from(student, file)
-    viewing.check(spec.augment, splits.shape)
-    mixed = splits.unlabeled is not None or any(isinstance(part, Mixing) for part in spec.augment)
+    viewing.check(resolved.augment, splits.shape)
+    mixed = viewing.lacks_labels(spec, splits) or any(isinstance(part, Mixing) for part in spec.augment)
     taught = spec.teacher is not None
     losses.check(resolved.loss, classes=len(splits.classes), batch=spec.batch, mixed=mixed, taught=taught)
     if isinstance(spec.loss, OfLayers):
@@ -67,7 +69,10 @@ def _fitting(spec: RunSpec, splits: data.Splits, where: torch.device, student: C
     optim.require(spec.optimizer)
     plain = [0.5] * splits.shape[0]
     if student is None:
-        student = networks.build(spec.network, splits.classes, splits.shape, mean=plain, std=plain)
+        classes = () if spec.headless else splits.classes
+        student = networks.build(spec.network, classes, splits.shape, mean=plain, std=plain)
+        if spec.headless:
+            networks.feature_width(student, spec.network.kind)
     optim.check(
         optim.state_bytes(spec.optimizer, student, head=networks.head(student)),
         where,

@@ -7,24 +7,24 @@ checkpoints: one can be cancelled, diverge or be resumed alone, and its weights 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from smallalign_core import data
 from smallalign_core.errors import BadModel, Diverged, Refused, SmallAlignError, WorkFailed
-from smallalign_core.runs import logits
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.runs.writer import RunWriter
 from smallalign_core.spec import RunSpec
 from smallalign_core.system import machine, usercode
-from smallalign_core.system.machine import forget_peak, peak_memory, set_threads
+from smallalign_core.system.machine import forget_peak, set_threads
 from smallalign_core.training import teacher_loading
+from smallalign_core.training.finishing import ANNOUNCED as ANNOUNCED, MADE_OF as MADE_OF, finish
 from smallalign_core.training.watchdog import HangDetector, with_explanation
 
 if TYPE_CHECKING:
@@ -37,11 +37,6 @@ log = logging.getLogger("smallalign")
 CHECKPOINT_SECONDS = 10.0
 TOGETHER = 8
 """Max. runs in lockstep per worker or study."""
-MADE_OF = ("processes", "params", "macs", "steps", "together")
-ANNOUNCED = (*machine.DECIDES, *MADE_OF, "answers", "features", "preflight", "moved")
-"""Facts known before the first step that are part of the result."""
-TRAIN_SCORED_ON = 2_000
-"""Approximate number of training images to evaluate the best weights on, for the gap to test."""
 OVER = "over"
 """The last command of rank 0."""
 
@@ -143,6 +138,7 @@ def _attempt(group: list[ActiveRun], config: RunnerConfig) -> None:
         raise
     except Exception as error:  # recorded in the runs; the worker continues
         if len(group) > 1 and not isinstance(error, Refused):  # training each alone shows which one fails
+            traceback.clear_frames(error.__traceback__)  # or their tensors would stay in memory beside those of each
             log.warning("training in lockstep failed (%s); retrying each run alone", error)
             for member in group:
                 if member.ended is None:
@@ -261,19 +257,25 @@ class ActiveRun:
 
     def epoch(self, event: Validated, spent: dict[str, Any]) -> dict[str, Any]:
         """Record the scores and the cost of an epoch."""
-        close = event.fidelity
+        close, near, scores = event.fidelity, event.embedding, {}
+        if event.scores is not None and event.fitted is not None:
+            scores = {
+                "accuracy": event.scores.accuracy,
+                "macro_recall": event.scores.macro_recall,
+                "nll": event.scores.nll,
+                "ece": event.scores.ece,
+                "fitted_nll": event.fitted.nll,
+                "fitted_ece": event.fitted.ece,
+                "agreement": close and close.agreement,
+                "kl": close and close.kl,
+            }
+        elif near is not None:
+            scores = {"embedding_loss": near.loss, "cosine": near.cosine}
         shown = {
             "step": event.step,
             "epoch": event.epoch,
-            "accuracy": event.scores.accuracy,
-            "macro_recall": event.scores.macro_recall,
-            "nll": event.scores.nll,
-            "ece": event.scores.ece,
-            "fitted_nll": event.fitted.nll,
-            "fitted_ece": event.fitted.ece,
+            **scores,
             "best": event.best,
-            "agreement": close and close.agreement,
-            "kl": close and close.kl,
             "shares": event.shares,
             "seconds": self.seconds,
             **spent,
@@ -333,7 +335,7 @@ def _train(group: list[ActiveRun], config: RunnerConfig) -> None:
             config.world.broadcast(OVER)
         for index, member in enumerate(group):
             if member.ended is None:
-                member.ended = _finish(member, config.store, splits, training, index)
+                member.ended = finish(member, config.store, splits, training, index)
 
 
 def _announce(training: Training, group: Sequence[ActiveRun], store: Store) -> None:
@@ -387,74 +389,14 @@ def _follow(training: Training, group: Sequence[ActiveRun], config: RunnerConfig
             config.observe({"kind": "waiting", "step": event.step, "share": event.share})
         else:
             config.observe(member.epoch(event, training.students[index].cost_so_far()))
-        asked = member.run.pending_request
-        if (asked is not None or config.stop.is_set()) and training.step < training.steps:
+        pending = member.run.pending_request
+        if (pending is not None or config.stop.is_set()) and training.step < training.steps:
             member.save(training.state(index))
-            ended = State.CANCELLED if asked == "cancel" else State.PAUSED
+            ended = State.CANCELLED if pending == "cancel" else State.PAUSED
             member.recording.write_status(ended=ended, reason=None)
             member.recording.event(str(ended), training.step)
-            member.ended = {"id": member.run.id, "state": str(ended), "asked": asked}
+            member.ended = {"id": member.run.id, "state": str(ended), "asked": pending}
             member.recording.release()  # released now: the others may train for hours
             training.drop(index)
         elif time.monotonic() - member.saved >= CHECKPOINT_SECONDS:
             member.save(training.state(index))
-
-
-def _finish(member: ActiveRun, store: Store, splits: data.Splits, training: Training, index: int) -> dict[str, Any]:
-    """Evaluate the best weights: temperature fitted on validation, one evaluation on test. Also evaluate the last
-    ones.
-    """
-    import numpy as np
-    import torch
-
-    from smallalign_core import networks
-    from smallalign_core.metrics import class_scores, fidelity, fit_temperature, logits_of, score
-
-    run, student = member.run, training.students[index]
-    classifier = student.best()
-    val_logits, test_logits, last_val, last_test = (
-        logits_of(model, images, device=training.device)
-        for model in (classifier, training.scored(index))
-        for images in (splits.val, splits.test)
-    )
-    store.count_test_look(splits.fingerprint, run.id, "training finished")
-    temperature = fit_temperature(val_logits, splits.val.labels)
-    some = splits.train.take(np.arange(0, len(splits.train), max(1, len(splits.train) // TRAIN_SCORED_ON)))
-    on_train = score(logits_of(classifier, some, device=training.device), some.labels, splits.classes)
-    weights, answers = networks.to_bytes(classifier, run.spec), logits.packed(val_logits, test_logits, splits)
-    seconds, test = member.seconds, (test_logits, splits.test.labels, splits.classes)
-    result = {
-        "id": run.id,
-        "state": str(State.FINISHED),
-        "test": score(*test).as_dict(),
-        "val": score(val_logits, splits.val.labels, splits.classes).as_dict(),
-        "train": on_train.as_dict(),
-        "temperature": temperature,
-        "test_calibrated": score(*test, temperature).as_dict(),
-        "per_class": {name: one.as_dict() for name, one in class_scores(*test, temperature).items()},
-        "best_epoch": student.best_epoch,
-        "last": {
-            "test": score(last_test, splits.test.labels, splits.classes).as_dict(),
-            "val": score(last_val, splits.val.labels, splits.classes).as_dict(),
-        },
-        "classes": list(splits.classes),
-        "input_shape": list(splits.shape),
-        "unlabeled": 0 if splits.unlabeled is None else len(splits.unlabeled),
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "logits_sha256": hashlib.sha256(answers).hexdigest(),
-        "images_per_second": training.steps * training.views.batch / max(1e-9, seconds),
-        **student.cost(),
-        "peak_bytes": peak_memory(training.device.type),
-        "attempts": member.recording.attempt,
-        "torch": torch.__version__,
-        **{name: run.status[name] for name in ANNOUNCED},
-        "seconds": seconds,
-    }
-    if run.spec.teacher and training.teacher:
-        close = fidelity(training.teacher.on(splits.val), val_logits)
-        result["fidelity"] = {"agreement": close.agreement, "kl": close.kl}
-        result |= {"teacher": "live" if training.teacher.live else "cache", "teacher_images": member.teacher_images}
-    member.recording.event("finished", training.step, accuracy=result["test"]["accuracy"])
-    member.recording.finish(weights, answers, result)
-    log.info("run %s: test accuracy %.4f", run.name, result["test"]["accuracy"])
-    return run.result or result

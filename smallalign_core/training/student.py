@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from smallalign_core.spec import RunSpec
 from smallalign_core.system import _compat, batching
 from smallalign_core.training import losses, optim
 from smallalign_core.training.frozen_features import Features
-from smallalign_core.training.losses import NetworkOutput
+from smallalign_core.training.losses import EmbeddingScores, NetworkOutput
 from smallalign_core.training.timer import Timer
 
 
@@ -41,7 +41,7 @@ class Student:
         state_bytes: what its optimizer keeps.
         saved_bytes: what a backward pass keeps of a step beside the weights; None before it was counted.
         before: own and shared seconds of earlier attempts.
-        best_weights: by validation so far, of what is scored.
+        best_weights: by validation so far, of what is scored; `best_embedding`: its scores, without a head.
         frozen: what is done about the features of a frozen body, as `frozen.standing` says it; None where all learns.
         features: those, where they are kept; then `call` is the head.
     """
@@ -70,6 +70,7 @@ class Student:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
     best_score: tuple[float, float] = (-1.0, -float("inf"))
+    best_embedding: EmbeddingScores | None = None
     sums: dict[str, Tensor] = field(default_factory=dict)
     recent: list[Tensor] = field(default_factory=list)
     shares: dict[str, float] = field(default_factory=dict)
@@ -195,13 +196,19 @@ class Student:
             "memory_bytes": weights + slopes + self.state_bytes + (self.saved_bytes or 0) + features,
         }
 
-    def keep_if_best(self, scored: Classifier, scores: Scores, epoch: int) -> bool:
+    def keep_if_best(self, scored: Classifier, scores: Scores | EmbeddingScores | None, epoch: int) -> bool:
         """Keep the weights that were scored if they are the best on validation: by what the spec selects, then by
-        likelihood."""
-        rank = (scores.macro_recall if self.spec.select == "macro" else scores.accuracy, -scores.nll)
+        likelihood; of a network without a head by the loss, and always where it has none."""
+        if scores is None:
+            rank = (0.0, 0.0)
+        elif isinstance(scores, EmbeddingScores):
+            rank = (0.0, -scores.loss)
+        else:
+            rank = (scores.macro_recall if self.spec.select == "macro" else scores.accuracy, -scores.nll)
         if rank <= self.best_score:
             return False
         self.best_score, self.best_epoch = rank, epoch
+        self.best_embedding = scores if isinstance(scores, EmbeddingScores) else None
         self.best_weights = {name: tensor.detach().clone() for name, tensor in scored.state_dict().items()}
         return True
 
@@ -237,6 +244,7 @@ class Student:
             "best_weights": self.best_weights,
             "best_epoch": self.best_epoch,
             "best_score": list(self.best_score),
+            "best_embedding": asdict(self.best_embedding) if self.best_embedding else {},
             "sums": self.sums,
             "shares": self.shares,
         }
@@ -256,5 +264,7 @@ class Student:
         self.saved_bytes = kept.get("saved_bytes")
         self.best_weights = {name: tensor.to(device) for name, tensor in kept["best_weights"].items()}
         self.best_epoch, self.best_score = kept["best_epoch"], tuple(kept["best_score"])
+        near = kept.get("best_embedding")
+        self.best_embedding = EmbeddingScores(**near) if near else None
         self.sums = {name: tensor.to(device) for name, tensor in kept["sums"].items()}
         self.shares = kept["shares"]

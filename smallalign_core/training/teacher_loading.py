@@ -15,12 +15,13 @@ from smallalign_core import data
 from smallalign_core.errors import BadModel, BadSpec, Refused, SmallAlignError
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import CrossEntropy, RunSpec, canonical
+from smallalign_core.spec.precision import QUANTIZER
 from smallalign_core.system.files import read_json, write, write_json
 from smallalign_core.training import teacher_evidence
 from smallalign_core.training.teacher_evidence import Evidence
 
 if TYPE_CHECKING:
-    from smallalign_core.networks import BaseClassifier, Classifier
+    from smallalign_core.networks import BaseClassifier, Classifier, Embedder
     from smallalign_core.training.teacher import CachePlan, Teacher, TeacherSource
 
 log = logging.getLogger("smallalign")
@@ -47,6 +48,8 @@ def load_teacher(specs: Sequence[RunSpec], store: Store, splits: data.Splits, de
     spec = next((spec for spec in specs if spec.teacher), None)
     if spec is None:
         return None
+    if spec.of_features:
+        return Teacher(embedder(store, spec.teachers[0]), (), device, precision=spec.precision)
     classifiers = []
     for name in spec.teachers:
         run = store.finished(name)
@@ -54,11 +57,52 @@ def load_teacher(specs: Sequence[RunSpec], store: Store, splits: data.Splits, de
         classifiers.append(_answering(imported.classifier(run, splits.classes), run, spec, store, splits))
     layers = sorted({layer for each in specs for layer in losses.layers(each.loss)[1]})
     precision = spec.precision if spec.answers == "torch" else "fp32"
-    return Teacher(classifiers, splits.classes, device, layers=layers, precision=precision)
+    return Teacher(classifiers, splits.classes, device, layers=layers, precision=precision, top=spec.top)
+
+
+def embedder(store: Store, name: str) -> Embedder:
+    """The features before the head of a finished run, or the output of one without a head.
+
+    Raises:
+        UnknownRun, Refused: it does not exist, is not finished, or is an import.
+        BadModel: its weights cannot be read, or are not those of its result.
+    """
+    from smallalign_core import networks
+
+    run = store.finished(name, headless=True)
+    if run.imported is not None:
+        raise Refused(
+            "an imported file has no features that can be read, only its output",
+            given=run.name,
+            do="choose a SmallAlign run, for example of a timm network with `weights`, `num_classes: 0`, `epochs: 0`",
+        )
+    return networks.Embedder(networks.from_file(run.weights, str((run.result or {}).get("weights_sha256"))))
+
+
+def _feature_facts(spec: RunSpec, store: Store) -> dict[str, Any]:
+    """Of the teacher of an embedding loss: `width`, its number of features, and `learned`, the side of its images.
+
+    Computed once per teacher and cached in the store, so that a run with a full cache loads no teacher.
+    """
+    from smallalign_core import networks
+    from smallalign_core.runs import imported
+
+    run = store.finished(spec.teachers[0], headless=True)
+    file = store.preflights / f"features-{imported.digest_of(run)[:16]}.json"
+    with contextlib.suppress(SmallAlignError, TypeError, KeyError, ValueError):
+        known = read_json(file, missing={})
+        return {"width": int(known["width"]), "learned": known["learned"]}
+    found = embedder(store, run.id)
+    facts = {"width": networks.feature_width(found.classifier, run.name), "learned": found.learned_side}
+    with contextlib.suppress(Refused):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, facts)
+    return facts
 
 
 def preflight(spec: RunSpec, store: Store, splits: data.Splits, device: Any = "cpu") -> Evidence | None:
-    """Scores of the teachers of a resolved `spec` on its validation images; None without a teacher.
+    """Scores of the teachers of a resolved `spec` on its validation images; None without a teacher, or where only its
+    features are used.
 
     Computed on up to 1,000 images, once per teacher and dataset; cached in the store.
 
@@ -66,6 +110,9 @@ def preflight(spec: RunSpec, store: Store, splits: data.Splits, device: Any = "c
         BadSpec: a teacher is not better than chance on them, or was trained on larger images.
         UnknownRun, Refused, BadInput, BadModel: as `live`.
     """
+    if spec.of_features:
+        teacher_evidence.check_side(_feature_facts(spec, store)["learned"], spec, splits.shape, spec.teachers[0])
+        return None
     runs = [store.finished(name) for name in spec.teachers]
     found = None
     for some in [[run] for run in runs] + ([runs] if len(runs) > 1 else []):  # each alone, then all together
@@ -132,6 +179,7 @@ def warnings(spec: RunSpec, store: Store, found: Evidence) -> list[str]:
         "loss": CrossEntropy(),
         "shuffled": False,
         "answers": "torch",
+        "top": None,
     }
     for seed in dict.fromkeys((spec.seed, 0, 1, 2)):
         run = store.find(spec.model_copy(update=alone | {"seed": seed}))
@@ -160,7 +208,7 @@ def starts(specs: Sequence[RunSpec], store: Store) -> dict[str, Path]:
     """
     found = {}
     for name in {spec.start for spec in specs if spec.start}:
-        run = store.finished(name)
+        run = store.finished(name, headless=True)
         if run.imported is not None:
             raise Refused("an import cannot provide initial weights", given=run.name, do="choose a SmallAlign run")
         _refuse_changed(run, "run's")
@@ -224,8 +272,8 @@ def _graph(run: Run, spec: RunSpec, store: Store) -> Path:
 
     from smallalign_core.runs import imported
 
-    views = [canonical(part) for part in spec.augment] if spec.answers == "int8" else []
-    facts = [imported.digest_of(run), spec.answers, spec.data.fingerprint, views, spec.batch, spec.seed]
+    integers = [QUANTIZER, *map(canonical, spec.augment)] if spec.answers == "int8" else []
+    facts = [imported.digest_of(run), spec.answers, spec.data.fingerprint, integers, spec.batch, spec.seed]
     key = hashlib.sha256(json.dumps([*facts, onnxruntime.__version__]).encode()).hexdigest()[:16]
     return store.root / "cache" / "answers" / f"{key}.onnx"
 
@@ -275,8 +323,9 @@ def cache_plan(specs: Sequence[RunSpec], store: Store, splits: data.Splits, devi
     found = None
     for spec in specs:
         if spec.teacher:
-            digests = [imported.digest_of(store.finished(name)) for name in spec.teachers]
-            found = teachers.plan(spec, splits, digests, device)
+            digests = [imported.digest_of(store.finished(name, headless=True)) for name in spec.teachers]
+            width = _feature_facts(spec, store)["width"] if spec.of_features else None
+            found = teachers.plan(spec, splits, digests, device, width)
             if found is None:  # layers are compared, which needs a live teacher
                 return None
     return found

@@ -104,14 +104,14 @@ class HangDetector(threading.Thread):
                 faulthandler.dump_traceback(log, all_threads=True)
 
     def _obey(self, give_up: Callable[[], None]) -> None:
-        asked = [(recording, recording.run.pending_request) for recording in self._present()]
-        for recording, what in asked:
+        pending = [(recording, recording.run.pending_request) for recording in self._present()]
+        for recording, what in pending:
             if what is not None:
                 with contextlib.suppress(SmallAlignError, OSError):
                     reason = f"The run hung after step {self._step}: see its log. Resume it from its last checkpoint"
                     recording.write_status(ended="cancelled" if what == "cancel" else "paused", reason=reason)
                     (recording.run.folder / "request").unlink(missing_ok=True)
-        if any(what is not None for _, what in asked):
+        if any(what is not None for _, what in pending):
             give_up()
 
 

@@ -166,13 +166,13 @@ def test_many_at_once_get_exactly_the_places_there_are(strict: None, store: Stor
 def test_a_double_click_asks_the_images_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int] = []
     monkeypatch.setattr(handlers, "resolve", lambda *given: looked.append(1) or resolve(*given))
-    asked = Submit(tiny(seed=77))
-    answers = [handlers.submit(Store(store.root, ADA), asked) for _ in range(3)]
+    submission = Submit(tiny(seed=77))
+    answers = [handlers.submit(Store(store.root, ADA), submission) for _ in range(3)]
     assert [answer.known for answer in answers] == [False, True, True]
     assert len({answer.id for answer in answers}) == 1
     assert len(looked) == 1
     store.run(answers[0].id).request("cancel")
-    assert handlers.submit(Store(store.root, ADA), asked).state == "queued"  # asked again, it goes on
+    assert handlers.submit(Store(store.root, ADA), submission).state == "queued"  # asked again, it goes on
 
 
 def test_the_page_says_the_place_and_the_wait(store: Store, train: Train) -> None:

@@ -155,7 +155,8 @@ def test_idx_files(
     (folder / "train-images-idx3-ubyte").write_bytes(content)
     (folder / "train-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01\0\0\0\x02" + body[:2])
     with only_ours():
-        _readers.reader(str(folder))(DataSpec(source=str(folder)), folder)
+        spec = DataSpec(source=str(folder))
+        _readers.reader(spec)(spec, folder)
 
 
 NAMES = st.sampled_from(
@@ -185,7 +186,8 @@ def test_zips(
     (folder / "x.zip").write_bytes(packed)
     before = {path.name for path in folder.parent.iterdir()}
     with only_ours():
-        _readers.reader(str(folder / "x.zip"))(DataSpec(source=str(folder / "x.zip")), folder)
+        spec = DataSpec(source=str(folder / "x.zip"))
+        _readers.reader(spec)(spec, folder)
     shutil.rmtree(folder / "unzipped", ignore_errors=True)  # as whoever gave the folder does
     assert {path.name for path in folder.parent.iterdir()} == before, "nothing was written outside"
 
@@ -205,7 +207,7 @@ def test_names(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
     with only_ours():
         policies.load(store, name)
     with only_ours():
-        _readers.reader(name)
+        _readers.reader(DataSpec.model_construct(source=name))
 
 
 # --- model files ------------------------------------------------------------------------------------------------------
@@ -337,7 +339,7 @@ def _place(factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "words",
     [
         ["landscape", "digits-student", "--widths", "4,²"],
         ["verify", "x.onnx", "--size", "²x²"],
@@ -345,7 +347,7 @@ def _place(factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_what_only_looks_like_a_digit_is_refused(
-    asked: list[str], store: Store, capsys: pytest.CaptureFixture[str]
+    words: list[str], store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*asked, "--store", str(store.root)]) == 2
+    assert main([*words, "--store", str(store.root)]) == 2
     assert capsys.readouterr().err.count("\n") == 1

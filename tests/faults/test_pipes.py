@@ -27,7 +27,7 @@ def endless(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_what_is_no_file_is_refused_at_once(endless: Path, store: Store, tmp_path: Path) -> None:
     some = tmp_path / "some.onnx"
     some.write_bytes(b"x")
-    for asked in (
+    for command in (
         lambda: verify(endless, store),
         lambda: verify(some, store, proof=endless),
         lambda: spec.read(endless),
@@ -37,4 +37,4 @@ def test_what_is_no_file_is_refused_at_once(endless: Path, store: Store, tmp_pat
         lambda: imported.import_onnx(endless, DataSpec(source="digits"), store),
     ):
         with pytest.raises(BadInput, match=r"cannot be read|Not a decisions file|neither a folder"):
-            asked()
+            command()

@@ -108,8 +108,8 @@ def test_one_process_serves_all_and_a_fork_starts_its_own() -> None:
 def test_answers_come_in_order_whatever_happens_between(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_guarded, "SECONDS", 1)
     endless = [10**8]
-    asked = [[3], ["x"], endless, *([number] for number in range(2 * _guarded.AHEAD)), endless, [-1]]
-    found = [one.value or type(one.error).__name__ for one in _guarded.each(math.factorial, asked)]
+    arguments = [[3], ["x"], endless, *([number] for number in range(2 * _guarded.AHEAD)), endless, [-1]]
+    found = [one.value or type(one.error).__name__ for one in _guarded.each(math.factorial, arguments)]
     between = [math.factorial(number) for number in range(2 * _guarded.AHEAD)]
     assert found == [6, "TypeError", "OverLimit", *between, "OverLimit", "ValueError"]
 
@@ -123,13 +123,13 @@ def test_many_images_are_shared_by_processes_and_answered_in_order(monkeypatch: 
     started: list[_guarded._Process] = []
     begin = _guarded._Process.__init__
     monkeypatch.setattr(_guarded._Process, "__init__", lambda self: (started.append(self), begin(self))[1])
-    asked: list[list[Any]] = [[number] for number in range(3 * _guarded.MANY)]
+    arguments: list[list[Any]] = [[number] for number in range(3 * _guarded.MANY)]
     for at in (_guarded.MANY + 40, _guarded.MANY + 41, 2 * _guarded.MANY):
-        asked[at] = [10**8]
-    asked[_guarded.MANY + 50] = [-1]
+        arguments[at] = [10**8]
+    arguments[_guarded.MANY + 50] = [-1]
     _guarded._free.clear()
-    found = list(_guarded.each(math.factorial, asked))
-    wanted = [math.factorial(number) for (number,) in asked if 0 <= number < 10**8]
+    found = list(_guarded.each(math.factorial, arguments))
+    wanted = [math.factorial(number) for (number,) in arguments if 0 <= number < 10**8]
     assert [one.value for one in found if one.error is None] == wanted
     odd = {at: type(one.error).__name__ for at, one in enumerate(found) if one.error is not None}
     endless = dict.fromkeys((_guarded.MANY + 40, _guarded.MANY + 41, 2 * _guarded.MANY), "OverLimit")

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import numpy as np
@@ -542,18 +543,31 @@ def test_one_file_a_visit_and_everybody_have_their_share(
     asyncio.run(story())
 
 
-def test_only_so_many_arrive_at_the_same_time(served: tuple[upload_quota.Quota, Storage]) -> None:
+def test_only_so_many_arrive_at_the_same_time_and_the_others_wait(
+    served: tuple[upload_quota.Quota, Storage], monkeypatch: pytest.MonkeyPatch
+) -> None:
     wall, storage = served
+    most, route = [0], wall.app
+
+    async def watched(*arguments: Any) -> None:
+        most.append(wall.under_way)
+        await route(*arguments)
+
+    monkeypatch.setattr(wall, "app", watched)
+    monkeypatch.setattr(upload_quota, "MOST_WAITING", 3)
 
     async def story() -> None:
-        codes = [
-            one.status_code for one in await asyncio.gather(*(put(wall, c, "0", MB, chunked=True) for c in "abcd"))
-        ]
-        assert sorted(codes) == [204, 204, 429, 429]
-        assert (await put(wall, "e", "0", MB)).status_code == 204
+        sizes = [one.status_code for one in await asyncio.gather(*(put(wall, c, "0", MB // 4) for c in "abcd"))]
+        assert sizes == [204] * 4
+        many = await asyncio.gather(*(put(wall, "f", str(at), MB // 4, chunked=True) for at in range(8)))
+        codes = [one.status_code for one in many]
+        assert codes.count(429) == 3, "2 arrive, 3 wait"
+        assert codes.count(204) == 5
+        assert wall.under_way == wall.waiting == 0
 
     asyncio.run(story())
-    assert len(storage.file_storage) == 3
+    assert max(most) == 2
+    assert len(storage.file_storage["f"]) == 5
 
 
 def test_uploads_under_way_count_before_they_are_whole(served: tuple[upload_quota.Quota, Storage]) -> None:
@@ -570,7 +584,7 @@ def test_uploads_under_way_count_before_they_are_whole(served: tuple[upload_quot
 
 def test_a_visit_holds_only_so_many_files(served: tuple[upload_quota.Quota, Storage]) -> None:
     wall, storage = served
-    storage.file_storage["a"] = {str(at): SimpleNamespace(data=b"") for at in range(upload_quota.FILES_EACH)}
+    storage.file_storage["a"] = {str(at): SimpleNamespace(data=b"") for at in range(limits.current().upload_files)}
     assert asyncio.run(put(wall, "a", "x", 10)).status_code == 429
 
 

@@ -256,8 +256,8 @@ def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
     paused = store.submit(resolve(store, tiny(seed=4)))
     paused.request("pause")
     written = {"student": tiny().model_dump(mode="json", exclude={"optimizer"}), "optimizers": ["sgd"], "budgets": [1]}
-    asked = resolve_study(store, "optimizers", optimizers.parse_study(written))
-    study = lifecycle.create(store, "optimizers", asked)
+    spec = resolve_study(store, "optimizers", optimizers.parse_study(written))
+    study = lifecycle.create(store, "optimizers", spec)
     policies.save(store, "mine", (Shift(pixels=1),))
     watched = Store(store.root, VIEWER)
     stopped = watched.run(paused.id)
@@ -274,7 +274,7 @@ def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
         lambda: watched.queue()[0].request("cancel"),
         lambda: watched.runs()[0].request("pause"),
         lambda: uploads.keep(watched, "x.zip", b"PK\x03\x04"),
-        lambda: lifecycle.create(watched, "optimizers", asked.model_copy(update={"seeds": 4})),
+        lambda: lifecycle.create(watched, "optimizers", spec.model_copy(update={"seeds": 4})),
         lambda: lifecycle.start(watched, study),
         lambda: lifecycle.pause(watched, study),
         lambda: lifecycle.delete(watched, study),
@@ -299,15 +299,15 @@ def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
 @pytest.mark.slow
 def test_the_desk_acts_for_whoever_asks(store: Store) -> None:
     asking = [VIEWER]
-    asked = BackendClient(store, lambda: asking[0])
+    client = BackendClient(store, lambda: asking[0])
     try:
         with pytest.raises(BadInput, match="Your account is read-only: you cannot start runs"):
-            asked.call(Submit(tiny()))
+            client.call(Submit(tiny()))
         asking[0] = RUNNER
-        run = store.run(asked.call(Submit(tiny())).id)
+        run = store.run(client.call(Submit(tiny())).id)
         assert json.loads((run.folder / "queued").read_text())["visitor"] == "ada@example.org"
     finally:
-        asked.close()
+        client.close()
 
 
 def test_a_page_outside_of_any_visit_may_only_look() -> None:
@@ -344,9 +344,9 @@ class Provider(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         base = f"http://127.0.0.1:{self.server.server_address[1]}"  # type: ignore[index]
-        asked = urllib.parse.urlsplit(self.path)
-        query = dict(urllib.parse.parse_qsl(asked.query))
-        if asked.path == "/.well-known/openid-configuration":
+        url = urllib.parse.urlsplit(self.path)
+        query = dict(urllib.parse.parse_qsl(url.query))
+        if url.path == "/.well-known/openid-configuration":
             self._json(
                 {
                     "issuer": base,
@@ -357,9 +357,9 @@ class Provider(http.server.BaseHTTPRequestHandler):
                     "id_token_signing_alg_values_supported": ["RS256"],
                 }
             )
-        elif asked.path == "/jwks":
+        elif url.path == "/jwks":
             self._json({"keys": [self.key.as_dict(private=False)]})
-        elif asked.path == "/authorize":
+        elif url.path == "/authorize":
             assert query["code_challenge_method"] == "S256"
             self.nonces["code"] = query["nonce"]
             self.send_response(302)

@@ -31,9 +31,9 @@ def panel(spec: dict[str, Any], what: What, store: Store, *, key: str) -> None:
         key: for widgets, and the URL parameter of the seeds: `<key>-seeds`.
     """
     with context.show_errors():
-        asked = parse(spec)
+        student = parse(spec)
         try:
-            ablation.without(asked, what)
+            ablation.without(student, what)
         except BadSpec as error:
             st.info(formatting.plain(str(error)))
             return
@@ -42,10 +42,10 @@ def panel(spec: dict[str, Any], what: What, store: Store, *, key: str) -> None:
             f"Trains this student with and without {name}, on the same seeds (same initial weights and data order), "
             "with nothing else changed. The runs are regular runs in the queue; finished ones are reused."
         )
-        _measured(asked, what, store, key)
+        _measured(student, what, store, key)
 
 
-def _measured(asked: RunSpec, what: What, store: Store, key: str) -> None:
+def _measured(student: RunSpec, what: What, store: Store, key: str) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         seeds = st.number_input(
             "Seeds",
@@ -58,7 +58,7 @@ def _measured(asked: RunSpec, what: What, store: Store, key: str) -> None:
             help="Two runs per seed. Choose the number in advance: adding seeds until the result looks good finds "
             "effects in noise.",
         )
-        spec = _resolved(asked, what, str(store.root))
+        spec = _resolved(student, what, str(store.root))
         found = ablation.report(store, spec, what, seeds)
         active = found.running > 0
         start = st.button(
@@ -72,7 +72,7 @@ def _measured(asked: RunSpec, what: What, store: Store, key: str) -> None:
             _stop(found, store)
             st.rerun()
     if start:
-        context.call(Ablate(asked, what, seeds, start=True), "Preparing runs")
+        context.call(Ablate(student, what, seeds, start=True), "Preparing runs")
         st.rerun()
     if seeds == 1 and not found.finished:
         st.caption(":orange[**Single seed.**] Run more before drawing conclusions; use at least 3.")
@@ -81,18 +81,18 @@ def _measured(asked: RunSpec, what: What, store: Store, key: str) -> None:
     st.fragment(_live, run_every=tick, key=f"{key}-live")(spec, what, seeds, active, store, key)
     with st.expander("Equivalent command line"):
         does = "this command trains missing runs and prints the same results"
-        spec_summary.command(asked, store, verb=f"ablate spec.yaml --without {what} --seeds {seeds}", does=does)
+        spec_summary.command(student, store, verb=f"ablate spec.yaml --without {what} --seeds {seeds}", does=does)
     if found.missing and not active:
         with costs:  # requested last: nothing else waits for it
-            seconds = found.missing * spec_summary.estimate(asked).seconds
+            seconds = found.missing * spec_summary.estimate(student).seconds
             runs = "1 run" if found.missing == 1 else f"{found.missing} runs"
             st.caption(f"{runs} to train, total time {'about ' * (seconds >= 1)}{formatting.duration(seconds)}.")
 
 
 @st.cache_data(max_entries=64, ttl=60, show_spinner=False)
-def _resolved(asked: RunSpec, what: What, root: str) -> RunSpec:  # noqa: ARG001  # part of the cache's key
+def _resolved(student: RunSpec, what: What, root: str) -> RunSpec:  # noqa: ARG001  # part of the cache's key
     """The spec by which the runs are found: it needs the images' fingerprint, which the backend computes."""
-    return context.call(Ablate(asked, what, seeds=1), "Loading runs").spec
+    return context.call(Ablate(student, what, seeds=1), "Loading runs").spec
 
 
 def _stop(found: AblationReport, store: Store) -> None:

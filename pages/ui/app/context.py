@@ -23,6 +23,7 @@ from smallalign_core.service.requests import DatasetFacts, Inspect
 from smallalign_core.service.wire import Request
 from smallalign_core.spec import DataSpec
 from smallalign_core.spec.precision import file_name, plain_name
+from smallalign_core.spec.target import TARGETS
 from smallalign_core.system.files import write
 
 A = TypeVar("A")
@@ -31,6 +32,7 @@ PATIENCE = 0.5
 CROWD = 20
 """Number of sessions above which each polls less often."""
 BUNDLE_FILES = frozenset({"model.onnx", "model.zip", "logits.bin", "parity.json"})
+TARGET_FILES = frozenset(f"model-{one.name}{end}" for one in TARGETS.values() for end in (*one.endings, ".zip"))
 """Files of an export's folder that the browser may fetch in each precision, besides the images and the demo."""
 
 
@@ -58,10 +60,10 @@ def client() -> BackendClient:
     return _backend(store().root)
 
 
-def call(asked: Request[A], waiting: str) -> A:
+def call(request: Request[A], waiting: str) -> A:
     """The backend's answer to one request, with a spinner on the page while it runs."""
     with st.spinner(waiting, show_time=True):
-        return client().call(asked)
+        return client().call(request)
 
 
 def read(spec: DataSpec) -> DatasetFacts:
@@ -114,7 +116,7 @@ def exported(run: str, name: str) -> Path | None:
     plain, variant = plain_name(name)
     if plain == "demo.zip":
         return _demo(folder, variant)
-    return folder / name if plain in BUNDLE_FILES or name == "images.bin" else None
+    return folder / name if plain in BUNDLE_FILES or name in TARGET_FILES or name == "images.bin" else None
 
 
 def _demo(folder: Path, variant: str) -> Path | None:

@@ -7,7 +7,7 @@ import shutil
 import streamlit as st
 
 from pages.ui import browser
-from pages.ui.app import context, keys, titles
+from pages.ui.app import context, endings, keys, titles
 from pages.ui.widgets import formatting, run_table
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core.runs.store import State, Store
@@ -32,6 +32,9 @@ def _active(store: Store) -> bool:
 
 
 def _draw(store: Store, was_active: bool) -> None:
+    if was_active and not _active(store):
+        st.rerun()  # the page has something new to show, and the strip stops updating
+    ended = endings.notice(store)
     rows = run_table.rows(store)
     running = [row for row in rows if row.state == State.RUNNING]
     titles.progress(running[0].progress if running else None)
@@ -43,10 +46,7 @@ def _draw(store: Store, was_active: bool) -> None:
         if not running:
             _show("Idle" if not waiting else "Starting")
         _show(f"{waiting} queued" if waiting else "Queue empty")
-        if context.worker_alive():
-            _show(":green[●] Worker ready" if not running else ":green[●] Worker busy")
-        else:
-            _show(":orange[●] Worker starting" if waiting else ":gray[●] No worker")
+        _show(_workers(store.workers(), busy=bool(running), waiting=bool(waiting)))
         there = next(path for path in (store.root, *store.root.resolve().parents) if path.exists())
         free = shutil.disk_usage(there).free
         _show(
@@ -54,9 +54,7 @@ def _draw(store: Store, was_active: bool) -> None:
             if free > LITTLE_ROOM
             else f":red[Low disk space: {formatting.size(free)} free]"
         )
-        browser.frame(_spoken(rows, running))
-    if was_active and not _active(store):
-        st.rerun()  # the page has something new to show, and the strip stops updating
+        browser.frame(_spoken(rows, running), [(one.number, one.text) for one in ended])
 
 
 def _spoken(rows: list[RunRow], running: list[RunRow]) -> str:
@@ -70,6 +68,15 @@ def _spoken(rows: list[RunRow], running: list[RunRow]) -> str:
         return ""
     scored = f", test accuracy {formatting.percent(ended.accuracy)}" if ended.accuracy is not None else ""
     return f"{ended.called}: {ended.state}{scored}"
+
+
+def _workers(devices: list[str], *, busy: bool, waiting: bool) -> str:
+    """Whether workers serve the store; several of them with their devices."""
+    if not devices:
+        return ":orange[●] Worker starting" if waiting else ":gray[●] No worker"
+    if len(devices) > 1:
+        return f":green[●] {len(devices)} workers: {', '.join(devices)}"
+    return ":green[●] Worker busy" if busy else ":green[●] Worker ready"
 
 
 def _show(text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,13 +39,13 @@ def choose(images: ImageSet, fingerprint: str) -> list[int]:
     """A menu of training images kept in the URL; returns their rows."""
     wanted = fitting(images.shape)[0]
     key, seen = url_state.own("rows"), st.session_state.get(keys.ROWS_OF)
-    asked = url_state.changed("rows")
-    if asked is not None:
-        if _rows(asked, len(images)):
-            st.session_state[key], seen = asked, fingerprint
+    linked = url_state.changed("rows")
+    if linked is not None:
+        if _rows(linked, len(images)):
+            st.session_state[key], seen = linked, fingerprint
         else:
             st.warning(
-                f"Invalid link parameter: no such images. Given: rows={asked[:80]}. "
+                f"Invalid link parameter: no such images. Given: rows={linked[:80]}. "
                 f"Use indices from 0 to {len(images) - 1}."
             )
     if key not in st.session_state or seen != fingerprint:  # other data: begin with one of each class
@@ -131,36 +132,40 @@ class _Drawn:
     boxes: list[str]
 
 
-def draw(asked: AugmentImages, teacher: RunRow | None, store: Store) -> None:
-    """Draw the grid, then add the teacher's prediction for each image."""
+def draw(request: AugmentImages, teacher: RunRow | None, store: Store, *, busy: AbstractContextManager[object]) -> None:
+    """Draw the grid, then add the teacher's prediction for each image; spinners are drawn in `busy`."""
     root = str(store.root.resolve())
-    found, first = _drawn(asked, root), asked.first + 1
+    with busy:
+        found, first = _drawn(request, root), request.first + 1
     st.html(found.style)
     place = st.empty()
     if teacher is None:
         place.html(_grid(found, first, None))
         return
-    asked = replace(asked, teacher=teacher.id)
-    if st.session_state.get(keys.SAID_TO) != asked:  # images first; room is reserved for predictions
+    request = replace(request, teacher=teacher.id)
+    if st.session_state.get(keys.SAID_TO) != request:  # images first; room is reserved for predictions
         place.html(_grid(found, first, None, waiting=True))
-    place.html(_grid(found, first, _predicted(asked, root)))
-    st.session_state[keys.SAID_TO] = asked
+    with busy:
+        predicted = _predicted(request, root)
+    place.html(_grid(found, first, predicted))
+    st.session_state[keys.SAID_TO] = request
 
 
-def epoch(asked: AugmentBatch, store: Store) -> None:
-    """Draw the first images of an epoch, each with its augmented image."""
-    style, shown = _met(asked, str(store.root.resolve()))
+def epoch(request: AugmentBatch, store: Store, *, busy: AbstractContextManager[object]) -> None:
+    """Draw the first images of an epoch, each with its augmented image; spinners are drawn in `busy`."""
+    with busy:
+        style, shown = _met(request, str(store.root.resolve()))
     st.html(style)
     st.html(shown)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _drawn(
-    asked: AugmentImages,
+    request: AugmentImages,
     root: str,  # noqa: ARG001  # part of the cache's key
 ) -> _Drawn:
     """The backend's augmented images for a request."""
-    answer = context.call(asked, "Augmenting images")
+    answer = context.call(request, "Augmenting images")
     shown = answer.images.array()
     style, boxes = _boxes(shown.reshape(-1, *shown.shape[2:]))
     return _Drawn(answer.rows, answer.labels, answer.mixed, shown.shape, style, boxes)
@@ -168,20 +173,20 @@ def _drawn(
 
 @st.cache_resource(max_entries=64, show_spinner=False)
 def _predicted(
-    asked: AugmentImages,
+    request: AugmentImages,
     root: str,  # noqa: ARG001  # part of the cache's key
 ) -> tuple[tuple[Prediction, ...], ...] | None:
     """The teacher's predicted class and confidence for each image of a request."""
-    return context.call(asked, "Running teacher inference").said
+    return context.call(request, "Running teacher inference").said
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def _met(
-    asked: AugmentBatch,
+    request: AugmentBatch,
     root: str,  # noqa: ARG001  # part of the cache's key
 ) -> tuple[str, str]:
     """(style, HTML) of the first images of an epoch, each beside its original."""
-    answer = context.call(asked, "Preparing the training batch")
+    answer = context.call(request, "Preparing the training batch")
     captions = [
         html.escape(label if shares is None else " + ".join(map(_share, shares)))
         for label, shares in zip(answer.labels, answer.mixed, strict=True)
@@ -212,7 +217,8 @@ def _grid(found: _Drawn, first: int, predicted: Sequence[Sequence[Prediction]] |
                 answer = _prediction(predicted[place][column], meant, label if shares is None else meant)
             text = "<br>".join(html.escape(line) for line in lines)
             box = found.boxes[place * columns + column]
-            cells.append(f'<figure title="{number}">{box}<figcaption>{text}</figcaption>{answer}</figure>')
+            named = image_grid.labelled(box, html.escape(f"{number}, {heads[column].lower()}"))
+            cells.append(f'<figure title="{number}">{named}<figcaption>{text}</figcaption>{answer}</figure>')
     wide = _wide(height, width)
     style = f"grid-template-columns:repeat({columns},minmax(min({wide}px,56px),{wide}px))"
     return f'<div class="sa-views" style="{style}" tabindex="0">{"".join(cells)}</div>'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from dataclasses import replace
 
 import streamlit as st
 
@@ -15,21 +16,17 @@ from smallalign_core.analysis.label_report import Effect, LabelPreservation
 from smallalign_core.runs.store import Store
 from smallalign_core.service import augmentation_api
 from smallalign_core.service.requests import CheckLabels
-from smallalign_core.system.typed import encode
 
-AUTOMATIC = 1e12
-"""Multiply-accumulates that run without a click: about ten seconds on one CPU core."""
-
-LOOKED_AT, DRAWS, STRENGTHS = (512, 2048), 4, 9
+LOOKED_AT, DRAWS = (512, 2048), 4
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def _finished(
-    asked: CheckLabels,
+def finished(
+    request: CheckLabels,
     root: str,  # noqa: ARG001  # part of the cache's key
 ) -> tuple[LabelPreservation, tuple[str, str]]:
     """The report, and the changed images as style and HTML."""
-    found = polling.step(asked)
+    found = polling.step(request)
     captions = [
         f"{html.escape(one.before)} {one.before_confidence:.0%} → "
         f"<b>{html.escape(one.after)} {one.after_confidence:.0%}</b>"
@@ -38,10 +35,18 @@ def _finished(
     return found.report, augmented_images.pairs(found.changed.array(), captions)
 
 
-def limit() -> float:
-    """The highest accepted label-change rate, kept in the URL."""
-    return float(
-        url_state.pick_number(
+def panel(request: CheckLabels, teacher: RunRow, *, looked_at: int, store: Store) -> None:
+    """A button, the bar while the backend works, and the report, which stays while settings change.
+
+    Args:
+        request: of any limit, which is chosen here.
+        looked_at: how many validation images there are.
+    """
+    root = str(store.root.resolve())
+    held: CheckLabels | None = st.session_state.get(keys.RISK_WANTED)
+    images = max(LOOKED_AT[0], min(LOOKED_AT[1], looked_at))
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        limit = url_state.pick_number(
             st.slider,
             "Max. label-change rate",
             0.0,
@@ -54,43 +59,39 @@ def limit() -> float:
             help="Highest accepted share of augmented images with a changed predicted class. Sets the suggested "
             "strength and the warnings.",
         )
-    )
-
-
-def panel(asked: CheckLabels, teacher: RunRow, *, looked_at: int, store: Store) -> None:
-    """The whole panel; calls the backend in short steps, so that a click on the page interrupts it.
-
-    Args:
-        looked_at: how many validation images there are.
-    """
-    root, key = str(store.root.resolve()), encode(asked)
-    macs = (store.run(teacher.id).result or {}).get("macs", 0)
-    images = max(LOOKED_AT[0], min(LOOKED_AT[1], looked_at))
-    much = macs * images * DRAWS * (STRENGTHS + len(asked.policy)) > AUTOMATIC
-    place = st.empty()
-    if much and st.session_state.get(keys.RISK_WANTED) != key:
-        with place.container():
-            st.caption(
-                f"Slow with this teacher: {images:,} images, {DRAWS} augmented versions each, at every strength."
-            )
-            st.button(
-                "Evaluate with teacher",
-                icon=":material/school:",
-                on_click=st.session_state.__setitem__,
-                args=(keys.RISK_WANTED, key),
-            )
+        st.button(
+            "Evaluate",
+            type="primary",
+            icon=":material/fact_check:",
+            disabled=held == request,
+            on_click=st.session_state.__setitem__,
+            args=(keys.RISK_WANTED, request),
+            help=f"Predictions of {teacher.called} for {images:,} images, {DRAWS} augmented versions each, at 8 "
+            "strengths and with each transform alone. Runs at low priority.",
+        )
+    if held is None or (held.teacher, held.data) != (request.teacher, request.data):
+        st.caption(
+            "Share of augmented images with another predicted class than their original, by strength and by transform."
+        )
         return
-    report, flipped = polling.wait(
-        lambda: _finished(asked, root), f"Evaluating augmented images with {teacher.label}", place=place
+    wanted = replace(held, limit=float(limit))
+    try:
+        report, changed = finished(wanted, root)
+    except polling.Unfinished:
+        polling.watch(lambda: finished(wanted, root), f"Evaluating with {teacher.called}", key="label-check")
+        return
+    st.caption(
+        f"{report.images:,} images, {report.draws} augmented versions each, seed {report.seed}, strength "
+        f"{report.strength:g}. The test set is not used."
+        + ("" if held == request else " :orange[**Of the settings before the last change**]; evaluate again.")
     )
-    with place.container():
-        _show(report, flipped, asked.strength)
+    _show(report, changed)
 
 
-def _show(report: LabelPreservation, flipped: tuple[str, str], strength: float) -> None:
-    whole, clean, suggested = report.whole, report.clean, report.suggested
+def _show(report: LabelPreservation, changed: tuple[str, str]) -> None:
+    whole, clean = report.whole, report.clean
     over = whole.flip_low > report.limit
-    with st.grid(min_column_width=190):
+    with st.grid(min_column_width=150):
         st.metric(
             "Label-change rate",
             formatting.percent(whole.flip_rate),
@@ -110,50 +111,57 @@ def _show(report: LabelPreservation, flipped: tuple[str, str], strength: float) 
             "2022): lower predicts a better student. Compare only label-preserving policies: it also falls when "
             f"augmentation destroys the image content. Original images: {clean.stddev:.4f}.",
         )
-    st.caption(
-        f"{report.images:,} images, {report.draws} augmented versions each, seed {report.seed}, "
-        f"strength {strength:g}. 95% CI of the label-change rate: "
-        f"{formatting.interval(whole.flip_low, whole.flip_high)}. The test set is not used."
-    )
     if report.warnings:
         listed = "\n".join(f"- {one[:1].upper()}{one[1:]}." for one in report.warnings)
         (st.warning if over or "alone" in listed else st.info)(listed)
     else:
         st.success("No warnings: predicted classes are preserved.", icon=":material/check:")
 
-    left, right = st.columns(2, gap="large")
-    with left:
-        st.markdown("**Strength sweep**")
-        basic.over_strength(report.curve, limit=report.limit, now=strength, suggested=suggested, key="risk-curve")
-        if suggested is None:
-            st.caption("Even the lowest strength of the sweep exceeds the max. label-change rate.")
-        elif suggested == strength:
-            st.caption(f"Strength {suggested:g} is the highest of the sweep within the max. label-change rate.")
-        else:
-            st.button(
-                f"Use strength {suggested:g}",
-                icon=":material/tune:",
-                on_click=st.session_state.__setitem__,
-                args=(url_state.own("strength"), suggested),
-                help="Highest strength of the sweep up to which the label-change rate stays within the limit.",
-            )
-    with right:
-        st.markdown("**Per-transform effect**")
-        parts = [(part.name, part.effect) for part in report.parts]
-        if parts:
-            basic.by_part(parts, limit=report.limit, key="risk-parts")
-            _ranking(parts)
-        else:
-            st.caption("Mixing transforms change the label by design and are not evaluated.")
+    views = url_state.tabs(["Strength sweep", "Per-transform effect", "Label changes"], key="risk")
+    if views["Strength sweep"].open:
+        with views["Strength sweep"]:
+            _sweep(report)
+    if views["Per-transform effect"].open:
+        with views["Per-transform effect"]:
+            _parts(report)
+    if views["Label changes"].open:
+        with views["Label changes"]:
+            _changes(report, changed)
 
-    st.markdown(f"**Label changes: {report.flipped_count:,} augmented images**")
-    if flipped[1]:
-        st.html(flipped[0])
-        st.html(flipped[1])
-        many = min(augmentation_api.PICTURED, report.flipped_count)
-        st.caption(f"{many} most confident changes: teacher's prediction before and after augmentation.")
+
+def _sweep(report: LabelPreservation) -> None:
+    strength, suggested = report.strength, report.suggested
+    basic.over_strength(report.curve, limit=report.limit, now=strength, suggested=suggested, key="risk-curve")
+    if suggested is None:
+        st.caption("Even the lowest strength of the sweep exceeds the max. label-change rate.")
+    elif suggested == strength:
+        st.caption(f"Strength {suggested:g} is the highest of the sweep within the max. label-change rate.")
     else:
-        st.caption("No predicted class changed.")
+        st.button(
+            f"Use strength {suggested:g}",
+            icon=":material/tune:",
+            on_click=st.session_state.__setitem__,
+            args=(url_state.own("strength"), suggested),
+            help="Highest strength of the sweep up to which the label-change rate stays within the limit.",
+        )
+
+
+def _parts(report: LabelPreservation) -> None:
+    parts = [(part.name, part.effect) for part in report.parts]
+    if parts:
+        basic.by_part(parts, limit=report.limit, key="risk-parts")
+        _ranking(parts)
+    else:
+        st.caption("Mixing transforms change the label by design and are not evaluated.")
+
+
+def _changes(report: LabelPreservation, changed: tuple[str, str]) -> None:
+    total = report.images * report.draws
+    st.markdown(f"**{report.flipped_count:,} of {total:,} augmented images** have another predicted class.")
+    if changed[1]:
+        st.html(changed[0])
+        st.html(changed[1])
+        st.caption("The most confident changes: the teacher's prediction before and after augmentation.")
 
 
 def _before_and_after(name: str, before: float, after: float) -> None:

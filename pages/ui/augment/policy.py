@@ -19,6 +19,7 @@ from smallalign_core.runs import policies
 from smallalign_core.runs.store import Store
 from smallalign_core.service.requests import AugmentBatch, PolicyCode, WritePolicy
 from smallalign_core.spec import Augment, RunSpec, canonical, members, parse, parse_policy
+from smallalign_core.spec.python import unfilled
 
 FIRST: tuple[dict[str, Any], ...] = ({"kind": "shift", "pixels": 1}, {"kind": "rotate", "degrees": 10})
 """The initial policy."""
@@ -28,14 +29,14 @@ KEY = "policy"
 
 def build() -> list[dict[str, Any]]:
     """Draw the policy's form; returns its transforms as plain values, which may not be a valid policy yet."""
-    asked = url_state.changed(KEY)
-    if asked:
+    linked = url_state.changed(KEY)
+    if linked:
         try:
-            take(parse_policy(json.loads(asked)), key=KEY)
+            take(parse_policy(json.loads(linked)), key=KEY)
         except (SmallAlignError, ValueError, RecursionError) as error:
             st.warning(f"Invalid link parameter: policy. {_why(error)}")
     if f"{KEY}.augment.rows" not in st.session_state:
-        take([] if asked == "" else parse_policy(FIRST), key=KEY)
+        take([] if linked == "" else parse_policy(FIRST), key=KEY)
     field = RunSpec.model_fields["augment"]
     parts = forms.several(
         "Policy",
@@ -77,7 +78,7 @@ def take(parts: Sequence[Augment], *, key: str) -> None:
 def written(parts: Sequence[dict[str, Any]]) -> str:
     """Transforms as a short text for the URL, which `build` reads back. Empty for none."""
     try:
-        short: list[Any] = [canonical(part) for part in parse_policy(parts)]
+        short: list[Any] = [canonical(unfilled(part)) for part in parse_policy(parts)]
     except SmallAlignError:  # not a valid policy yet: the URL still restores it
         short = list(parts)
     return json.dumps(short, separators=(",", ":")) if short else ""
@@ -97,43 +98,45 @@ def _counted(found: re.Match[str]) -> str:
     return f"{field} {int(found[1]) + 1}"
 
 
-def take_along(asked: AugmentBatch, teacher: RunRow | None) -> list[dict[str, Any]]:
-    """The policy as YAML, code and command, with a link to training; returns its transforms at this strength.
+def at(request: AugmentBatch) -> PolicyCode:
+    """The policy at its strength: transforms, YAML, code.
 
-    Args:
-        asked: policy, data, strength, seed and batch size.
+    Raises:
+        BadInput: it cannot work on these images.
     """
-    answer = _code(WritePolicy(asked.policy, asked.data, strength=asked.strength))
-    source, parts = asked.data.source, [part.model_dump(mode="json") for part in answer.parts]
-    if parts:
-        chosen = {"data": source} | ({"teacher": teacher.id} if teacher else {})
-        carried = written(parts)
-        with st.container(horizontal=True, vertical_alignment="center", key="take-along"):
-            st.page_link(
-                "distil.py",
-                label="Use in training",
-                icon=":material/science:",
-                query_params=chosen | {KEY: carried, "seed": str(asked.seed), "batch": str(asked.batch)},
-            )
-            st.caption("Opens Distill with this dataset, teacher, policy, seed and batch size.", width="content")
-    yaml, code, command = st.tabs(["YAML", "torchvision", "Command line"], key="code", on_change="ignore")
-    with yaml:
-        st.code(answer.policy, language="yaml", wrap_lines=True)
-        st.caption("The policy at this strength: the `augment` field of a spec, or the input file of `preview`.")
-    with code:
-        st.code(answer.code, language="python", wrap_lines=True)
-    with command:
-        words = ["python -m smallalign_core preview policy.yaml --data", shlex.quote(source), "--to sheet"]
-        words += ["--teacher", shlex.quote(teacher.name)] if teacher else []
-        words += ["--seed", str(asked.seed)] if asked.seed else []
-        st.code(" ".join(words), language="bash", wrap_lines=True)
-        st.caption("Save the YAML as policy.yaml; this command writes a PNG of augmented images and the predictions.")
-    return parts
+    return _code(WritePolicy(request.policy, request.data, strength=request.strength))
+
+
+def plain(carried: PolicyCode) -> list[dict[str, Any]]:
+    """Its transforms as a spec has them."""
+    return [part.model_dump(mode="json") for part in carried.parts]
+
+
+def use(request: AugmentBatch, carried: PolicyCode, teacher: RunRow | None) -> None:
+    """A link to training with this policy, data, teacher, seed and batch size."""
+    if not carried.parts:
+        return
+    chosen = {"data": request.data.source} | ({"teacher": teacher.id} if teacher else {})
+    chosen |= {KEY: written(plain(carried)), "seed": str(request.seed), "batch": str(request.batch)}
+    st.page_link("distil.py", label="Use in training", icon=":material/science:", query_params=chosen)
+
+
+def export(request: AugmentBatch, carried: PolicyCode, teacher: RunRow | None) -> None:
+    """The policy as YAML, code and command."""
+    st.caption("The policy at this strength: the `augment` field of a spec, or the input file of `preview`.")
+    st.code(carried.policy, language="yaml", wrap_lines=True)
+    st.caption("With torchvision:")
+    st.code(carried.code, language="python", wrap_lines=True)
+    words = ["python -m smallalign_core preview policy.yaml --data", shlex.quote(request.data.source), "--to sheet"]
+    words += ["--teacher", shlex.quote(teacher.name)] if teacher else []
+    words += ["--seed", str(request.seed)] if request.seed else []
+    st.caption("Save the YAML as policy.yaml; this command writes a PNG of augmented images and the predictions:")
+    st.code(" ".join(words), language="bash", wrap_lines=True)
 
 
 @st.cache_data(max_entries=64, show_spinner=False)
-def _code(asked: WritePolicy) -> PolicyCode:
-    return context.call(asked, "Generating code")
+def _code(request: WritePolicy) -> PolicyCode:
+    return context.call(request, "Generating code")
 
 
 def saved(store: Store, *, key: str, parts: Sequence[dict[str, Any]] | None = None) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pages.ui.browser._curves import Curve as Curve, curves as curves
+from pages.ui.browser._camera import camera as camera
+from pages.ui.browser._curves import Curve as Curve, curves as curves, smoothing as smoothing
 from pages.ui.browser._demo import demo_zip as demo_zip
 from pages.ui.browser._draw import draw as draw, sketch as sketch
 from pages.ui.browser._frame import frame as frame
+from pages.ui.browser._gallery import Picture as Picture, gallery as gallery
 from pages.ui.browser._npm import INSTALL as INSTALL, PACKAGES, InstallError as InstallError
 from pages.ui.browser._parity import (
     ParityResult as ParityResult,

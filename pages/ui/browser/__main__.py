@@ -22,11 +22,11 @@ def main() -> int:
     demo = parser.add_subparsers(dest="verb").add_parser("demo", help="make a browser demo from a downloaded bundle")
     demo.add_argument("download", type=Path, help="the .zip bundle of an export")
     demo.add_argument("folder", type=Path, help="output folder, for any static host")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     try:
-        PACKAGES.install(report=lambda line: write(line, sys.stderr), tests=asked.tests)
-        if asked.verb == "demo":
-            write(f"made {unpack_demo(asked.download, asked.folder)}", sys.stdout)
+        PACKAGES.install(report=lambda line: write(line, sys.stderr), tests=options.tests)
+        if options.verb == "demo":
+            write(f"made {unpack_demo(options.download, options.folder)}", sys.stdout)
             return 0
     except InstallError as error:
         write(str(error), sys.stderr)

@@ -36,11 +36,10 @@ def curves(
     x_label: str,
     y_label: str,
     alt: str,
-    height: int = 280,
-    log_y: bool = False,
-    smoothing: float = 0.0,
 ) -> None:
-    """Show the curves; a later call with longer series keeps zoom, smoothing and hidden lines.
+    """Show the curves; a later call with longer series keeps zoom and hidden lines.
+
+    Smoothing and log scale are those of `smoothing`, which a page draws once.
 
     Args:
         key: of the Streamlit component; keep it the same while the curves grow.
@@ -48,9 +47,6 @@ def curves(
         x_label: for instance `epoch`.
         y_label: with its unit, for instance `loss (nats)`.
         alt: a description for screen readers, in a sentence.
-        height: of the plot in CSS pixels.
-        log_y: whether the vertical axis starts logarithmic; the user can change it.
-        smoothing: weight of the exponential moving average at the start, 0 (none) to 0.99.
     """
     lines = [(curve, *_points(curve)) for curve in series]
     if not PACKAGES.installed():
@@ -59,7 +55,7 @@ def curves(
             "y": [value for _, _, y in lines for value in y],
             "line": [curve.name for curve, x, _ in lines for _ in x],
         }
-        st.line_chart(table, x="x", y="y", color="line", x_label=x_label, y_label=y_label, height=height)
+        st.line_chart(table, x="x", y="y", color="line", x_label=x_label, y_label=y_label, height=280)
         st.caption(f"Static chart: the interactive one is not installed. To install it, run `{INSTALL}`.")
         return
     cut = [
@@ -69,7 +65,7 @@ def curves(
     ]
     mount(
         "curves",
-        key=key,
+        key=f"curves-{key}",
         data={
             "series": [
                 {"name": curve.name, "x": x, "y": y, "dashed": curve.dashed, "colour": curve.colour}
@@ -79,14 +75,17 @@ def curves(
             "y_label": y_label,
             "alt": alt,
             "name": f"smallalign-{key}",
-            "height": height,
-            "log_y": log_y,
-            "smoothing": min(max(smoothing, 0.0), 0.99),
             "note": "; ".join(cut),
             "library": package_url("uplot", "dist/uPlot.esm.js"),
             "style": package_url("uplot", "dist/uPlot.min.css"),
         },
     )
+
+
+def smoothing() -> None:
+    """Show the controls of all charts of curves on the page: smoothing and log scale, kept while the tab is open."""
+    if PACKAGES.installed():
+        mount("smoothing", key="browser-smoothing", data={})
 
 
 def _long(curve: Curve) -> bool:

@@ -1,6 +1,7 @@
-// A line chart that takes longer data on every rerun and keeps zoom, hover, hidden lines and smoothing.
+// A line chart that takes longer data on every rerun and keeps zoom, hover and hidden lines.
 
 import { buttons, element, sheet } from './picture.mjs';
+import { changes, setting } from './smoothing.mjs';
 
 const charts = new WeakMap();
 
@@ -34,8 +35,10 @@ class Chart {
     this.turn = 0;
     this.hidden = new Set();
     this.zoom = null; // [from, to] on the x axis while zoomed in.
-    this.find('.smoothing').oninput = () => this.plot && this.refresh();
-    this.find('.log').onchange = () => this.plot && this.build();
+    this.ended = new AbortController();
+    const { signal } = this.ended;
+    changes.addEventListener('smoothing', () => this.plot && this.refresh(), { signal });
+    changes.addEventListener('log', () => this.plot && this.build(), { signal });
     this.find('.reset').onclick = () => this.unzoom();
     buttons(root, () => ({ name: this.data.name, csv: () => this.table(), picture: () => this.picture() }));
     this.observer = new ResizeObserver(() => this.plot?.setSize(this.extent()));
@@ -47,25 +50,21 @@ class Chart {
   }
 
   extent() {
-    return { width: Math.max(200, this.find('.plot').clientWidth), height: this.data.height };
+    const { clientWidth, clientHeight } = this.find('.plot');
+    return { width: Math.max(200, clientWidth), height: clientHeight };
   }
 
   update(data) {
-    if (!this.data) {
-      this.find('.smoothing').value = data.smoothing;
-      this.find('.log').checked = data.log_y;
-      this.find('output').textContent = data.smoothing.toFixed(2);
-    }
     this.data = data;
     this.find('.plot').setAttribute('aria-label', data.alt);
     this.find('.note').textContent = data.note;
     this.find('.note').hidden = !data.note;
     const theme = this.theme();
-    const { x_label, y_label, height } = data;
-    const looks = JSON.stringify([data.series.map(({ name, dashed, colour }) => [name, dashed, colour]), x_label, y_label, height, theme]);
+    const { x_label, y_label } = data;
+    const looks = JSON.stringify([data.series.map(({ name, dashed, colour }) => [name, dashed, colour]), x_label, y_label, theme]);
     const some = data.series.some(({ x }) => x.length);
     this.find('.empty').hidden = some;
-    this.find('.empty').style.height = `${height}px`;
+    this.find('.plot').hidden = !some;
     if (!some) return;
     if (looks !== this.looks) {
       this.looks = looks;
@@ -94,8 +93,8 @@ class Chart {
   /** One shared x for all lines, and for each line its raw and its smoothed values. */
   columns() {
     const { series } = this.data;
-    const weight = Number(this.find('.smoothing').value);
-    const positive = (values) => (this.find('.log').checked ? values.map((value) => (value > 0 ? value : null)) : values);
+    const weight = setting.smoothing;
+    const positive = (values) => (setting.log ? values.map((value) => (value > 0 ? value : null)) : values);
     const tables = series.map(({ x, y }) => [x, positive(y), weight ? positive(smooth(y, weight)) : positive(y)]);
     return this.UPlot.join(tables);
   }
@@ -122,7 +121,7 @@ class Chart {
       ...this.extent(),
       padding: [12, 12, 0, 0],
       legend: { show: false },
-      scales: { x: { time: false }, y: { distr: this.find('.log').checked ? 3 : 1 } },
+      scales: { x: { time: false }, y: { distr: setting.log ? 3 : 1 } },
       axes: [
         axis(this.data.x_label, { size: 32, incrs: whole ? WHOLE : undefined }),
         axis(this.data.y_label, { size: widest, values: (chart, ticks) => ticks.map((tick) => (tick === null ? '' : format(tick))) }),
@@ -161,8 +160,7 @@ class Chart {
 
   /** Set the data, and keep the zoom. */
   refresh() {
-    this.find('output').textContent = Number(this.find('.smoothing').value).toFixed(2);
-    const smoothing = Number(this.find('.smoothing').value) > 0;
+    const smoothing = setting.smoothing > 0;
     this.plot.batch(() => {
       this.plot.setData(this.columns(), !this.zoom);
       if (this.zoom) this.plot.setScale('x', { min: this.zoom[0], max: this.zoom[1] });
@@ -242,7 +240,7 @@ class Chart {
     shown.forEach(([line, i], row) => {
       const stroke = this.colour(line);
       const dash = line.dashed ? '8 5' : undefined;
-      const smoothing = Number(this.find('.smoothing').value) > 0;
+      const smoothing = setting.smoothing > 0;
       for (const [at, strength] of [...(smoothing ? [[2 * i + 1, 0.3]] : []), [2 * i + 2, 1]]) {
         lines.append(element('path', { d: this.path(at), stroke, 'stroke-opacity': strength, 'stroke-width': 2, 'stroke-dasharray': dash }));
       }
@@ -276,6 +274,7 @@ class Chart {
   }
 
   end() {
+    this.ended.abort();
     this.observer.disconnect();
     this.plot?.destroy();
   }

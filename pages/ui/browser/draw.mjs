@@ -284,14 +284,14 @@ class Pad {
       const input = { name, image, shape: [...size, channels] };
       if (!row.warm) await ort.call('predict', input); // The first call also allocates and compiles: it is not timed.
       row.warm = true;
-      const { probabilities, ms } = await ort.call('predict', input);
+      const { probabilities, accepted, ms } = await ort.call('predict', input);
       if (this.empty) return; // Cleared meanwhile.
       if (probabilities.length !== classes.length) {
         throw new Error(`Class count mismatch. Given: ${name} with ${probabilities.length} classes, expected ${classes.length}. Export the run again.`);
       }
       const top = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a]).slice(0, TOP);
-      row.show(top.map((i) => [classes[i], probabilities[i]]), ms);
-      best.push(`${name}: ${classes[top[0]]}, ${percent(probabilities[top[0]])}`);
+      row.show(top.map((i) => [classes[i], probabilities[i]]), ms, accepted);
+      best.push(`${name}: ${classes[top[0]]}, ${percent(probabilities[top[0]])}${accepted ? '' : ', not accepted'}`);
     }
     this.find('.saw').textContent = `Model input: ${size[1]} × ${size[0]} pixels`;
     this.problem('');
@@ -311,11 +311,14 @@ class Pad {
       const parts = { label: make('span', 'class'), fill: make('div', 'fill'), share: make('span', 'share') };
       return { ...parts, element: make('li', '', parts.label, make('div', 'track', parts.fill), parts.share) };
     });
-    const head = make('div', 'head', make('span', 'name', name), ms);
+    const rejected = make('span', 'rejection', 'not accepted: too uncertain');
+    const head = make('div', 'head', make('span', 'name', name), rejected, ms);
     const bars = make('ol', 'bars', ...lines.map(({ element }) => element));
     const row = {
       element: make('section', 'model', head, bars),
-      show(top, milliseconds) {
+      show(top, milliseconds, accepted = true) {
+        rejected.hidden = accepted;
+        bars.classList.toggle('rejected', !accepted);
         ms.textContent = milliseconds === null ? '' : `${milliseconds.toFixed(milliseconds < 10 ? 1 : 0)} ms`;
         lines.forEach(({ label, fill, share }, i) => {
           const [text, probability] = top[i] ?? ['–', 0];

@@ -38,9 +38,14 @@ async function digest(bytes) {
 
 /** Run one batch of uint8 NHWC pixels; waits for the numbers, because WebGPU returns before it has finished. */
 async function run(session, pixels, shape, output) {
+  return (await runAll(session, pixels, shape, [output]))[0];
+}
+
+/** The same for several outputs at once. */
+async function runAll(session, pixels, shape, names) {
   const input = new ort.Tensor('uint8', pixels, shape);
-  const outputs = await session.run({ images: input }, [output], { logSeverityLevel: 4 });
-  return outputs[output].getData(true);
+  const outputs = await session.run({ images: input }, names, { logSeverityLevel: 4 });
+  return Promise.all(names.map((name) => outputs[name].getData(true)));
 }
 
 function create(file, provider) {
@@ -187,11 +192,13 @@ const operations = {
     return { images, sha256: await digest(images) };
   },
 
-  /** Probabilities and time of one image for one model. */
+  /** Probabilities and time of one image for one model, and whether it is accepted; true where the model does not say. */
   async predict({ name, image, shape }) {
     const began = performance.now();
-    const probabilities = await run(sessions.get(name), image, [1, ...shape], 'probabilities');
-    return { probabilities, ms: performance.now() - began };
+    const session = sessions.get(name);
+    const names = ['probabilities', 'accepted'].filter((one) => session.outputNames.includes(one));
+    const [probabilities, accepted] = await runAll(session, image, [1, ...shape], names);
+    return { probabilities, accepted: !accepted || Boolean(accepted[0]), ms: performance.now() - began };
   },
 };
 

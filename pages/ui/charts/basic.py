@@ -17,6 +17,9 @@ from smallalign_core.analysis.label_report import Effect
 READABLE_CLASSES = 20
 """Number of classes up to which every cell and tick of a matrix is labeled."""
 
+MOST_CLASSES = 40
+"""Number of classes up to which a chart shows all: with more, those that matter most."""
+
 
 show = plotting.plot
 """Draws a static chart, with the buttons that save it."""
@@ -25,7 +28,18 @@ show = plotting.plot
 def counts(per_split: Mapping[str, Mapping[str, int]], *, key: str) -> None:
     """Images per class, one bar per split."""
     names = {"train": "train", "val": "validation", "test": "test"}
-    figure = go.Figure()
+    figure, every = go.Figure(), list(next(iter(per_split.values()), {}))
+    shown = every
+    if len(every) > MOST_CLASSES:
+        first = next(iter(per_split.values()))
+        few = set(sorted(every, key=lambda name: first[name])[:MOST_CLASSES])
+        shown = [name for name in every if name in few]
+        largest, least = max(first.values()), min(first.values())
+        st.caption(
+            f"The {MOST_CLASSES} classes with the fewest training images, of {len(every):,}: {least:,} to {largest:,} "
+            "a class."
+        )
+    per_split = {split: {name: tally.get(name, 0) for name in shown} for split, tally in per_split.items()}
     for (split, tally), colour in zip(per_split.items(), theme.palette(), strict=False):
         figure.add_bar(x=list(tally), y=list(tally.values()), name=names.get(split, split), marker_color=colour)
     figure.update_layout(barmode="stack", xaxis={"type": "category", "title": "class"}, yaxis_title="images")
@@ -33,12 +47,17 @@ def counts(per_split: Mapping[str, Mapping[str, int]], *, key: str) -> None:
 
 
 def recall(of_model: Mapping[str, Mapping[str, float | None]], *, key: str) -> None:
-    """Recall of each class, one bar per model."""
-    figure = go.Figure()
+    """Recall of each class, one bar per model; of many classes, those of the lowest recall of the last model."""
+    figure, every = go.Figure(), list(of_model.values())[-1]
+    if len(every) > MOST_CLASSES:
+        known = [name for name, share in every.items() if share is not None]
+        low = set(sorted(known, key=lambda name: every[name] or 0.0)[:MOST_CLASSES])
+        of_model = {model: {name: one[name] for name in every if name in low} for model, one in of_model.items()}
+        st.caption(f"The {len(low)} classes of lowest recall, of {len(every):,}.")
     for (name, found), colour in zip(of_model.items(), theme.palette(), strict=False):
         figure.add_bar(x=list(found), y=list(found.values()), name=name, marker_color=colour)
-    low = min((value for found in of_model.values() for value in found.values() if value is not None), default=0.0)
-    bottom = max(0.0, np.floor(10 * low - 0.5) / 10)
+    least = min((value for found in of_model.values() for value in found.values() if value is not None), default=0.0)
+    bottom = max(0.0, np.floor(10 * least - 0.5) / 10)
     figure.update_layout(
         xaxis={"type": "category", "title": "class"},
         yaxis={"title": "recall", "tickformat": ".0%", "range": [bottom, 1]},
@@ -172,7 +191,7 @@ def over_strength(curve: Sequence[Effect], *, limit: float, now: float, suggeste
         xaxis={"title": "global strength (dotted: current)", "range": [0, 2.03], "dtick": 0.5},
         yaxis={"title": "label-change rate", "tickformat": ".0%", "range": [0, min(1.02, top)]},
     )
-    show(figure, alt="Label-change rate over global strength.", key=key, height=320)
+    show(figure, alt="Label-change rate over global strength.", key=key, height=280)
 
 
 def by_part(parts: Sequence[tuple[str, Effect]], *, limit: float, key: str) -> None:

@@ -69,13 +69,13 @@ class Sides:
     def pair(self) -> compare.Pair:
         """The predictions of teacher and student for each image."""
         root = str(self.store.root.resolve())
-        asked = (self.runs[0].id, self.runs[1].id, self.split, root, self.store)
+        key = (self.runs[0].id, self.runs[1].id, self.split, root, self.store)
         try:
-            return _pair(*asked)
+            return _pair(*key)
         except BadInput:  # the store's cache was emptied since they were compared
             pairs.clear()
             pairs(self.ids, self.split, root)
-            return _pair(*asked)
+            return _pair(*key)
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
@@ -102,21 +102,21 @@ def _pair(
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
-def _finished(asked: LongRequest[Progress[R]], key: str) -> R:  # noqa: ARG001  # part of the cache's key
-    return polling.step(asked)
+def _finished(request: LongRequest[Progress[R]], key: str) -> R:  # noqa: ARG001  # part of the cache's key
+    return polling.step(request)
 
 
-def in_steps(asked: LongRequest[Progress[R]], sides: Sides, label: str) -> R:
+def in_steps(request: LongRequest[Progress[R]], sides: Sides, label: str) -> R:
     """The backend's report on all runs, with a progress bar until it is ready. A click on the page interrupts it."""
-    return polling.wait(lambda: _finished(asked, f"{asked.verb()} {sides.key}"), label)
+    return polling.wait(lambda: _finished(request, f"{request.verb()} {sides.key}"), label)
 
 
-def wanted(key: str, asked: str, label: str, about: str, *, icon: str) -> bool:
+def wanted(key: str, content: str, label: str, about: str, *, icon: str) -> bool:
     """Whether long work was requested; until then a button that requests it, with a description."""
-    if st.session_state.get(key) == asked:
+    if st.session_state.get(key) == content:
         return True
     st.caption(about)
-    st.button(label, icon=icon, key=f"{key}-button", on_click=st.session_state.__setitem__, args=(key, asked))
+    st.button(label, icon=icon, key=f"{key}-button", on_click=st.session_state.__setitem__, args=(key, content))
     return False
 
 

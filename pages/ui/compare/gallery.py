@@ -38,16 +38,27 @@ ANY = "any"
 def panel(found: Comparison, sides: Sides) -> None:
     """Matrices above, images below; a click on a cell shows its images."""
     highest = compare.commonest_mistake(found)
+    places = list(range(len(found.classes)))
+    if len(places) > basic.MOST_CLASSES:
+        names = url_state.pick_text("Search classes", key="confused", placeholder="Part of a name")
+        places = compare.most_confused(found, basic.READABLE_CLASSES, names)
+        if not places:
+            st.info("No class has this in its name.")
     for column, side in zip(st.columns(2), compare.SIDES, strict=True):
         with column:
             st.markdown(f"**{side.capitalize()}**")
             basic.confusion(
-                found.confusion(side),
-                found.classes,
+                [[row[place] for place in places] for row in map(found.confusion(side).__getitem__, places)],
+                [found.classes[place] for place in places],
                 highest=highest,
                 key=f"confusion-{side}",
-                on_cell=functools.partial(_choose, side),
+                on_cell=functools.partial(_choose, side, places),
             )
+    if len(places) < len(found.classes):
+        st.caption(
+            f"{len(places)} of {len(found.classes):,} classes: those of the pairs that are confused most. Images "
+            "predicted as other classes are not in the matrices; the list of cells below has all."
+        )
     st.caption(
         "Rows: true class; columns: predicted class. Errors are colored, with one scale for both models. "
         "Click a cell, or select it below, to show its images."
@@ -55,9 +66,9 @@ def panel(found: Comparison, sides: Sides) -> None:
     _gallery(found, sides)
 
 
-def _choose(side: str, true: int, predicted: int) -> None:
-    """Show the images of one cell only."""
-    st.session_state[url_state.own("cell")] = f"{side}-{true}-{predicted}"
+def _choose(side: str, places: list[int], true: int, predicted: int) -> None:
+    """Show the images of one cell only; `places` are the classes of the matrix."""
+    st.session_state[url_state.own("cell")] = f"{side}-{places[true]}-{places[predicted]}"
     st.session_state[url_state.own("class")] = ANY
     st.session_state[url_state.own("kind")] = "any"
     url_state.first_page()

@@ -15,14 +15,14 @@ from smallalign_core.service.requests import WriteReport
 
 def panel(sides: Sides, limits: Limits) -> None:
     """A button that creates the report, and two that download it."""
-    asked = f"{sides.key} {limits}"
+    content = f"{sides.key} {limits}"
     about = (
         "A self-contained, printable HTML file (no scripts, no network access), and the same data as JSON. It covers "
         "all tabs except Your image; robustness and latency are measured now if they have not been before."
     )
-    if not wanted("report-wanted", asked, "Create report", about, icon=":material/description:"):
+    if not wanted("report-wanted", content, "Create report", about, icon=":material/description:"):
         return
-    files = _files(asked, sides, limits)
+    files = _files(content, sides, limits)
     with st.container(horizontal=True):
         for file, kind, mime, look in zip(
             files, ("HTML", "JSON"), ("text/html", "application/json"), ("primary", "secondary"), strict=True
@@ -45,12 +45,12 @@ def panel(sides: Sides, limits: Limits) -> None:
     )
 
 
-def _files(asked: str, sides: Sides, limits: Limits) -> list[Path]:
+def _files(content: str, sides: Sides, limits: Limits) -> list[Path]:
     """The report's files; made once per session, or again if the cache was cleared."""
     known: dict[str, tuple[str, ...]] = st.session_state.get(keys.REPORT_FILES, {})
-    files = [Path(name) for name in known.get(asked, [])]
+    files = [Path(name) for name in known.get(content, [])]
     if not files or not all(file.is_file() for file in files):
         held = polling.wait(lambda: polling.step(WriteReport(sides.ids, sides.split, limits)), "Creating report")
-        st.session_state[keys.REPORT_FILES] = {asked: held.files}
+        st.session_state[keys.REPORT_FILES] = {content: held.files}
         files = [Path(name) for name in held.files]
     return files

@@ -22,8 +22,8 @@ def panel(sides: Sides) -> None:
         "images. Magnitudes are drawn once per image; all runs are evaluated on the same pixels."
     )
     splits = sides.splits()
-    asked = [run for run in map(sides.store.run, sides.ids) if kept(run, splits, sides.split, sides.store) is None]
-    much = sum((run.result or {}).get("macs") or UNKNOWN for run in asked) * images * views > AUTOMATIC
+    missing = [run for run in map(sides.store.run, sides.ids) if kept(run, splits, sides.split, sides.store) is None]
+    much = sum((run.result or {}).get("macs") or UNKNOWN for run in missing) * images * views > AUTOMATIC
     about = f"Evaluates every run on {images * views:,} corrupted images, which is slow for these networks."
     if much and not wanted("robustness-wanted", sides.key, "Evaluate robustness", about, icon=":material/blur_on:"):
         return

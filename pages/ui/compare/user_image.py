@@ -91,8 +91,8 @@ def _looked(
     occluding: bool,
     root: str,  # noqa: ARG001  # part of the cache's key
 ) -> tuple[Explained, ...]:
-    asked = Explain(ids, own, target, occluding)
-    return context.call(asked, "Computing predictions and saliency maps").answers
+    request = Explain(ids, own, target, occluding)
+    return context.call(request, "Computing predictions and saliency maps").answers
 
 
 def warmed(image: NDArray[np.uint8], heat: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -40,15 +40,15 @@ NOTHING = {
     PAIRS: "No confused class pairs.",
 }
 BULK = {
-    LABELS: "Drop {} high-confidence",
+    LABELS: "Drop {} likely errors",
     LEAKS: "Drop {} exact duplicates",
     DUPLICATES: "Resolve {} exact duplicates",
 }
 
 
 @st.cache_resource(max_entries=8, ttl=300, show_spinner=False)
-def _finished(asked: str, root: str, fingerprint: str, start: bool) -> QualityReport:  # noqa: ARG001  # the cache's key
-    about = json.loads(asked)
+def _finished(checked: str, root: str, fingerprint: str, start: bool) -> QualityReport:  # noqa: ARG001  # the cache's key
+    about = json.loads(checked)
     return polling.step(CheckQuality(parse_data(about.pop("source")), **about, start=start))
 
 
@@ -63,18 +63,18 @@ def panel(store: Store, facts: DatasetFacts) -> None:
         help="Pixels, or the penultimate-layer features of a model that was not trained on these images. A model that "
         "has fitted wrong labels hides them.",
     )
-    asked = json.dumps({"source": facts.reading, "teacher": model.id if model else None}, sort_keys=True)
-    place, wanted = st.empty(), st.session_state.get(keys.QUALITY_WANTED) == asked
+    checked = json.dumps({"source": facts.reading, "teacher": model.id if model else None}, sort_keys=True)
+    place, wanted = st.empty(), st.session_state.get(keys.QUALITY_WANTED) == checked
     try:
         report = polling.wait(
-            lambda: _finished(asked, str(store.root.resolve()), facts.fingerprint, wanted),
+            lambda: _finished(checked, str(store.root.resolve()), facts.fingerprint, wanted),
             lambda done: STAGES[min(len(STAGES) - 1, int(done * len(STAGES)))],
             place=place,
             started=lambda _: wanted,
         )
     except polling.Unfinished:
         with place.container():
-            _offer(asked, facts.images)
+            _offer(checked)
         return
     place.empty()
     _summary(report)
@@ -82,21 +82,18 @@ def panel(store: Store, facts: DatasetFacts) -> None:
     _review(report, splits, store)
 
 
-def _offer(asked: str, images: int) -> None:
+def _offer(checked: str) -> None:
     st.caption(
         "Checks every image for duplicates, train/test leakage, label errors and outliers. The dataset is not changed. "
-        + (
-            "Takes seconds."
-            if images < 10_000
-            else "Takes minutes for a dataset of this size; progress is kept if you leave the page."
-        )
+        + "The time depends on number and size of the images: the remaining time is shown while it runs, and what "
+        "is done is kept if you leave the page."
     )
     st.button(
         "Run data quality check",
         type="primary",
         icon=":material/search:",
         on_click=st.session_state.__setitem__,
-        args=(keys.QUALITY_WANTED, asked),
+        args=(keys.QUALITY_WANTED, checked),
     )
 
 
@@ -109,7 +106,13 @@ def _summary(report: QualityReport) -> None:
     sure = sum(one.sure for one in report.label_issues)
     with st.grid(min_column_width=185):
         for name, count, help in (
-            ("Suspected label errors", len(report.label_issues), f"{sure:,} of them with high confidence."),
+            (
+                "Suspected label errors",
+                len(report.label_issues),
+                f"{sure:,} likely: the images with the lowest predicted probability of their label, as "
+                "many as are estimated "
+                "to be mislabeled. The others are possible errors.",
+            ),
             (
                 "Train/test leakage",
                 len({one.test.row for one in report.leaks}),
@@ -210,9 +213,9 @@ def _decide(
 
 def _at(found: str, count: int) -> int:
     """The current card, kept in the URL from 1; another kind starts at its first."""
-    asked = url_state.changed("at")
-    if asked is not None and asked.isdecimal() and len(asked) < 9:
-        st.session_state[keys.QUALITY_AT] = int(asked) - 1
+    linked = url_state.changed("at")
+    if linked is not None and linked.isdecimal() and len(linked) < 9:
+        st.session_state[keys.QUALITY_AT] = int(linked) - 1
     elif st.session_state.get(keys.QUALITY_FOUND, found) != found:
         st.session_state[keys.QUALITY_AT] = 0
     st.session_state[keys.QUALITY_FOUND] = found
@@ -314,7 +317,7 @@ def _undo(store: Store, report: QualityReport) -> None:
 
 
 def _bulk(found: str, cards: Sequence[Card], report: QualityReport, made: Decisions, store: Store) -> None:
-    """A button for all high-confidence findings at once, except those reviewed already."""
+    """A button for all findings that automatic cleaning would resolve at once, except those reviewed already."""
     here = {image for card in cards if card.sure for image in card.images} - made.by_image.keys()
     sure = [(image, one) for image, one in report.decisions().by_image.items() if image in here]
     if found not in BULK or not sure:
@@ -412,8 +415,8 @@ def _use(made: Decisions, report: QualityReport, store: Store, found: str = "", 
 
 def receive(store: Store, key: str) -> None:
     """Put the decisions of a link, given by fingerprint, into the form of that key, once."""
-    if (asked := st.query_params.get("decisions")) is None:
+    if (linked := st.query_params.get("decisions")) is None:
         return
     del st.query_params["decisions"]
     with context.show_errors():
-        st.session_state[f"{key}.data.decisions"] = str(data_quality.file_of(store, asked))
+        st.session_state[f"{key}.data.decisions"] = str(data_quality.file_of(store, linked))

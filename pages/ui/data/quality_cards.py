@@ -67,7 +67,7 @@ def _labels(report: QualityReport) -> list[Card]:
         Card(
             (one,),
             f"Label: {one.given}; predicted: {one.suggested}. "
-            + ("High confidence (auto-clean would drop it)." if one.sure else "Low confidence: needs manual review."),
+            + ("Likely label error (auto-clean would drop it)." if one.sure else "Possible label error: review it."),
             f"predicted probability of the given label: {formatting.percent(one.score)}",
             one.suggested,
             sure=one.sure,

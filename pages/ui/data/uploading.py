@@ -1,16 +1,23 @@
-"""Dataset upload: a zip is validated, kept in the store, read once, and then available like any other dataset."""
+"""Datasets of the user: a path on the server, or an uploaded folder, zip or recording of the camera.
+
+An upload is validated, kept in the store, read once, and then available like any other dataset.
+"""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import streamlit as st
 
 from pages.ui import _compat
 from pages.ui.app import context, keys
+from pages.ui.data import capture
 from pages.ui.security import auth
 from pages.ui.widgets import formatting
+from smallalign_core.data import IMAGE_ENDINGS
 from smallalign_core.errors import SmallAlignError
 from smallalign_core.runs import uploads
 from smallalign_core.runs.store import Store
@@ -18,38 +25,90 @@ from smallalign_core.service.users import Role
 from smallalign_core.spec import DataSpec
 from smallalign_core.system import limits
 
+FOLDER, ZIP, CAMERA = "Folder", "Zip file", "Camera"
+TABLES = (".csv", ".tsv", ".jsonl")
+
 
 def panel(store: Store) -> None:
-    """An uploader for a zip; once it is read, the page's dataset is the upload. Draw it above the dataset menu."""
+    """The ways to a new dataset; once it is read, it is the page's. Draw it above the dataset menu."""
+    st.text_input(
+        "Path of your dataset",
+        key=keys.ENTERED_PATH,
+        placeholder="/home/ada/photos, and Enter",
+        help="On the machine that runs SmallAlign: a folder with one sub-folder of images per class, a zip of one, "
+        "or a table of labels. Nothing is copied or changed.",
+        on_change=_enter,
+    )
     if auth.current_user().role is Role.VIEWER:
         return
-    most, failed = limits.current(), st.session_state.get(keys.UPLOAD_FAILED)
-    with st.expander("Upload a dataset", icon=":material/upload:", expanded=failed is not None):
+    failed = st.session_state.get(keys.UPLOAD_FAILED)
+    with st.expander("Upload a folder or zip, or use the camera", icon=":material/upload:", expanded=bool(failed)):
         if failed:
             st.error(formatting.plain(failed), icon=":material/block:")
-        file = st.file_uploader(
-            "Zip of a folder with one sub-folder of images per class, or of images and a CSV of labels",
-            type="zip",
-            max_upload_size=most.upload_mb,
-            key=f"upload-{st.session_state.setdefault(keys.UPLOAD_ROUND, 0)}",
-        )
-        st.caption(
-            "PNG, JPEG, WebP, TIFF, GIF, HEIC, AVIF or BMP; "
-            f"up to {most.zip_entries:,} files, {most.zip_mb // 1024} GB unpacked. Validated, then stored on this "
-            "server by content hash. For larger datasets, enter the path of a folder below."
-        )
-    if file is None:
+        way = st.segmented_control("From", [FOLDER, ZIP, CAMERA], default=FOLDER, required=True, key="upload-from")
+        files, name, content = [], "", b""
+        with st.container(key="uploading"):
+            if way == CAMERA:
+                made = capture.panel()
+            else:
+                files = _uploader(str(way))
+                made = [(file.name, file.getvalue()) for file in files]
+    if not made:
         return
     try:
-        source = receive(store, file.name, file.getvalue())
+        if way == ZIP:
+            [(name, content)] = made
+            source = receive(store, name, content)
+        else:
+            name = capture.NAME if way == CAMERA else (PurePosixPath(made[0][0]).parts or (FOLDER,))[0]
+            source = receive_folder(store, name, made)
     except SmallAlignError as error:
         st.session_state[keys.UPLOAD_FAILED] = str(error)
     else:
         st.session_state.pop(keys.UPLOAD_FAILED, None)
         st.session_state[keys.DATA] = source
-    _compat.drop_upload(file)
+        if way == CAMERA:
+            capture.clear()
+    for file in files:
+        _compat.drop_upload(file)
     st.session_state[keys.UPLOAD_ROUND] += 1  # an empty place for the next one
     st.rerun()
+
+
+def _enter() -> None:
+    """Make the entered path the dataset in hand; a callback."""
+    if entered := str(st.session_state[keys.ENTERED_PATH] or "").strip():
+        st.session_state[keys.DATA] = entered
+    st.session_state[keys.ENTERED_PATH] = ""
+
+
+def _uploader(way: str) -> list[Any]:
+    """A place to drop files; those that have arrived."""
+    most = limits.current()
+    key = f"upload-{way}-{st.session_state.setdefault(keys.UPLOAD_ROUND, 0)}"
+    if way == ZIP:
+        file = st.file_uploader(
+            "Zip of a folder with one sub-folder of images per class, or of images and a table of labels",
+            type="zip",
+            max_upload_size=most.upload_mb,
+            key=key,
+        )
+        files = [file] if file else []
+        bounds = f"up to {most.zip_entries:,} files, {most.zip_mb // 1024} GB unpacked"
+    else:
+        files = st.file_uploader(
+            "Folder with one sub-folder of images per class",
+            type=[ending[1:] for ending in (*sorted(IMAGE_ENDINGS), *TABLES)],
+            accept_multiple_files="directory",
+            max_upload_size=most.upload_mb,
+            key=key,
+        )
+        bounds = f"up to {most.upload_files:,} files, {most.uploads_each_mb} MB together"
+    st.caption(
+        f"PNG, JPEG, WebP, TIFF, GIF, HEIC, AVIF or BMP; {bounds}. Validated, then stored on this server by content "
+        "hash. For larger datasets, enter a path."
+    )
+    return list(files)
 
 
 def receive(store: Store, name: str, content: bytes) -> str:
@@ -58,7 +117,21 @@ def receive(store: Store, name: str, content: bytes) -> str:
     Raises:
         SmallAlignError: it was refused; the message gives the reason.
     """
-    file, new = uploads.keep(store, name, content)
+    return _read(store, *uploads.keep(store, name, content))
+
+
+def receive_folder(store: Store, name: str, files: Iterable[tuple[str, bytes]]) -> str:
+    """As `receive`, for the files of a folder by their paths.
+
+    Raises:
+        SmallAlignError: it was refused; the message gives the reason.
+    """
+    most = limits.current().uploads_each_mb
+    # The names of its files and the zip's directory come on top of the files.
+    return _read(store, *uploads.keep(store, name, uploads.packed(files), most_mb=most + most // 8))
+
+
+def _read(store: Store, file: Path, new: bool) -> str:
     source = shown(file)
     try:
         context.read(DataSpec(source=source))

@@ -8,33 +8,51 @@ from typing import Any
 import streamlit as st
 
 from pages.ui.app import context, keys
-from pages.ui.widgets import formatting, run_table, url_state
+from pages.ui.widgets import formatting, forms, run_table, url_state
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core.analysis.teacher_report import Preflight
 from smallalign_core.runs.store import Store
 from smallalign_core.service.requests import CheckTeacher, Cost, DatasetFacts, Submit, Submitted
 from smallalign_core.spec import HintonKd, Loss, RunSpec, parse_data
+from smallalign_core.spec.catalog import PRETRAINED
 from smallalign_core.studies import ablation
 from smallalign_core.studies.ablation import What, capital
 
+FINE_TUNED = 5
+"""Epochs of a pretrained network, which needs few."""
 SIDE_BY_SIDE: tuple[What, ...] = ("teacher", "shuffled")
 """The baselines of a distillation."""
+PRETRAINING = (
+    "Pretraining: the student learns the teacher's features, on images with and without labels, and gets no head. Then "
+    "train it on labels: choose the finished run under Initial weights."
+)
 
 
 def pick(
-    store: Store, source: str, facts: DatasetFacts, *, none: str | None, help: str | None = None
+    store: Store,
+    source: str,
+    facts: DatasetFacts,
+    *,
+    none: str | None,
+    help: str | None = None,
+    of_features: bool = False,
 ) -> tuple[RunRow | None, list[RunRow]]:
-    """A menu of teachers for a dataset, initially the most accurate one; (the selected one, all of them).
+    """A menu of teachers for a dataset, initially the most accurate one; (the selected one, all classifiers of them).
+
+    Args:
+        of_features: whether networks without a head are offered too.
 
     A teacher selected for another dataset is not carried over, unless the URL sets it again.
     """
     offered = run_table.teachers(store, source, facts)
+    features = [row for row in run_table.headless(store) if of_features]
     if st.session_state.get(keys.TEACHER_FOR) != facts.fingerprint:
         st.session_state[keys.TEACHER_FOR] = facts.fingerprint
         if url_state.changed("teacher") is None:
             st.session_state.pop(url_state.own("teacher"), None)
     first = run_table.default_teacher(offered)
-    chosen = url_state.pick_row("Teacher", offered, key="teacher", first=first, none=none, help=help)
+    every = [*offered, *features]
+    chosen = url_state.pick_row("Teacher", every, key="teacher", first=first, none=none, help=help)
     if offered and first is None and none:
         evaluated = sum(row.here is not None for row in offered)
         reason = (
@@ -44,6 +62,20 @@ def pick(
         )
         st.caption(f"No teacher is preselected: {reason}.")
     return chosen, offered
+
+
+def offer_pretrained(key: str) -> None:
+    """Where no model has the classes: a button that fills the form of `key` with a pretrained network."""
+    best = next(one for one in PRETRAINED if one.role == "teacher")
+    st.caption("No trained model has these classes yet. Train a larger network first and use it as the teacher.")
+    st.button(
+        "Fine-tune a pretrained teacher",
+        icon=":material/school:",
+        on_click=forms.fill,
+        args=({"network": {"kind": "timm", "name": best.name, "pretrained": True}, "epochs": FINE_TUNED},),
+        kwargs={"key": key},
+        help=f"Fills the form with {best.name}: {best.words}. When it is finished, *Use as teacher* on its page.",
+    )
 
 
 def seen(cost: Cost, teacher: RunRow | None) -> None:
@@ -157,7 +189,7 @@ def _put(widget: str, value: float) -> None:
 
 def beside_it(spec: RunSpec) -> list[RunSpec]:
     """The baselines of `spec`: without the teacher, and with shuffled teacher logits."""
-    if spec.teacher is None or spec.shuffled:
+    if spec.teacher is None or spec.shuffled or spec.headless:
         return []
     return [ablation.without(spec, what) for what in SIDE_BY_SIDE]
 

@@ -15,16 +15,18 @@ from pages.ui.security import auth
 from pages.ui.widgets import formatting, run_table, url_state
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core.errors import SmallAlignError
-from smallalign_core.runs.export_report import ExportReport, Loss, Parity, in_points
+from smallalign_core.runs.export_report import ExportReport, Footprint, Loss, Parity, in_points
 from smallalign_core.runs.store import Store
 from smallalign_core.service.requests import Export, SubmitParity
 from smallalign_core.service.users import Role
 from smallalign_core.spec.precision import (
     AUTOMATIC,
     CALIBRATED,
+    LEAST_COVERAGE,
+    MOST_COVERAGE,
     MOST_DROP,
     Calibration,
-    Quantization,
+    FileOptions,
     file_name,
     variant_of,
 )
@@ -53,8 +55,22 @@ def explain_import(row: RunRow) -> None:
     st.code(f"python -m smallalign_core verify FILE.onnx --run {row.id}", language="bash", wrap_lines=True)
 
 
-def quantization() -> Quantization:
-    """Calibration and accuracy limit of int8, kept in the URL."""
+def options(precision: str) -> FileOptions:
+    """Coverage, and calibration and accuracy limit of int8, kept in the URL."""
+    percent = url_state.pick_number(
+        st.number_input,
+        "Reject uncertain images: coverage (%)",
+        *(100 * LEAST_COVERAGE, 100 * MOST_COVERAGE, 1.0),
+        key="coverage",
+        first=None,
+        empty="off: every image is accepted",
+        format="%g",
+        help="Adds the output `accepted` to the file: true for about this share of images like the validation "
+        "images, false for the least confident predictions (split conformal prediction).",
+    )
+    coverage = round(percent / 100, 6) if percent else None
+    if precision not in CALIBRATED:
+        return FileOptions(coverage=coverage)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         calibration = url_state.pick("Calibration", CALIBRATIONS, key="calibration")
         drop = url_state.pick_number(
@@ -69,19 +85,24 @@ def quantization() -> Quantization:
             "accuracy drop on validation images is within it. Takes minutes for deep networks.",
         )
     chosen = next((one for one in get_args(Calibration) if one == calibration), None)
-    return Quantization(chosen, drop or None)
+    return FileOptions(chosen, drop or None, coverage)
 
 
-def bundles(run: str, store: Store, how: Quantization = AUTOMATIC) -> dict[str, ExportReport | str]:
+def for_precision(how: FileOptions, precision: str) -> FileOptions:
+    """Those of the options that a precision has."""
+    return how if precision in CALIBRATED else FileOptions(coverage=how.coverage)
+
+
+def bundles(run: str, store: Store, how: FileOptions = AUTOMATIC) -> dict[str, ExportReport | str]:
     """The backend's report of a run's export in each precision, made now if missing; a message where it fails.
 
     Args:
-        how: of int8.
+        how: the options; those of int8 are left out of the others.
     """
     found: dict[str, ExportReport | str] = {}
     for precision in PRECISIONS:
         try:
-            found[precision] = bundle(run, store, variant_of(precision, how if precision in CALIBRATED else AUTOMATIC))
+            found[precision] = bundle(run, store, variant_of(precision, for_precision(how, precision)))
         except SmallAlignError as error:
             found[precision] = str(error)
     return found
@@ -202,6 +223,12 @@ def quantized(report: ExportReport) -> None:
         )
 
 
+def accepted(report: ExportReport) -> None:
+    """Coverage and risk of the output `accepted`."""
+    if report.acceptance is not None:
+        st.info(formatting.plain(report.acceptance.words()), icon=":material/rule:")
+
+
 # --- downloads --------------------------------------------------------------------------------------------------------
 
 
@@ -216,6 +243,7 @@ def downloads(row: RunRow, report: ExportReport) -> None:
         st.link_button("Bundle (model card, parity report, code)", url("model.zip"), icon=":material/folder_zip:")
         if browser.installed():
             st.link_button("Browser demo", url("demo.zip"), icon=":material/web:")
+    st.caption(cost(report.footprint))
     st.caption(
         f"One file of {formatting.size(report.bytes)}, opset {report.opset}. The bundle adds a model card, "
         "parity report, class labels, and sample code for Python, Node and HTML. The browser demo is a static site "
@@ -230,14 +258,23 @@ def downloads(row: RunRow, report: ExportReport) -> None:
         st.code(f"python -m smallalign_core verify {name}", language="bash", wrap_lines=True)
 
 
+def cost(footprint: Footprint) -> str:
+    """What one image costs a device."""
+    return (
+        f"One image: {formatting.size(footprint.peak_bytes)} of activation memory at the peak, by the lifetimes of the "
+        f"graph's tensors (alignment and scratch memory come on top), and {footprint.macs:,} multiply-accumulates."
+    )
+
+
 def signature(report: ExportReport) -> str:
     """The file's input and outputs, one a line."""
     _, height, width, channels = report.shape
     classes = len(report.classes)
+    more = "" if report.acceptance is None else "\naccepted       bool    [N]\nenergy         float32 [N]"
     return (
         f"images         uint8   [N, H, W, {channels}]   any N, H, W; trained on {height} x {width}\n"
         f"logits         float32 [N, {classes}]\nprobabilities  float32 [N, {classes}]   temperature "
-        "fitted on validation"
+        f"fitted on validation{more}"
     )
 
 

@@ -96,17 +96,17 @@ def _request(rows: Mapping[str, RunRow], key: str) -> MeasureLandscape | None:
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
-def _found(asked: MeasureLandscape, root: str) -> LandscapeReport:  # noqa: ARG001  # part of the cache's key
-    return polling.step(asked)
+def _found(request: MeasureLandscape, root: str) -> LandscapeReport:  # noqa: ARG001  # part of the cache's key
+    return polling.step(request)
 
 
-def _computed(asked: MeasureLandscape, rows: Mapping[str, RunRow], store: Store, key: str) -> None:
+def _computed(request: MeasureLandscape, rows: Mapping[str, RunRow], store: Store, key: str) -> None:
     root = str(store.root.resolve())
     place = st.empty()
     place.caption("Loading runs …")
     try:
         found = polling.wait(
-            lambda: _found(replace(asked, start=st.session_state.get(f"{key}-wanted") == asked), root),
+            lambda: _found(replace(request, start=st.session_state.get(f"{key}-wanted") == request), root),
             "Computing",
             place=place,
             started=lambda answer: _cost(answer) is None,
@@ -114,7 +114,7 @@ def _computed(asked: MeasureLandscape, rows: Mapping[str, RunRow], store: Store,
     except polling.Unfinished as priced:
         with place.container():
             if cost := _cost(priced.answer):
-                _price(cost, asked, key)
+                _price(cost, request, key)
         return
     with place.container():
         charts.show(found, {id: row.label for id, row in rows.items()}, key=key)
@@ -124,7 +124,7 @@ def _cost(answer: Progress[object]) -> LandscapeCost | None:
     return answer.cost if isinstance(answer, LandscapeProgress) else None
 
 
-def _price(cost: LandscapeCost, asked: MeasureLandscape, key: str) -> None:
+def _price(cost: LandscapeCost, request: MeasureLandscape, key: str) -> None:
     kept = cost.tasks - cost.missing
     st.caption(
         f"About {formatting.duration(cost.seconds)} on one core: {cost.losses:,} batch losses and "
@@ -136,5 +136,5 @@ def _price(cost: LandscapeCost, asked: MeasureLandscape, key: str) -> None:
         icon=":material/landscape:",
         key=f"{key}-start",
         on_click=st.session_state.__setitem__,
-        args=(f"{key}-wanted", asked),
+        args=(f"{key}-wanted", request),
     )

@@ -9,12 +9,12 @@ from typing import Any
 import streamlit as st
 
 from pages.ui.app import context
-from pages.ui.browser import Curve, curves
-from pages.ui.widgets import formatting, run_table
+from pages.ui.browser import Curve, curves, smoothing
+from pages.ui.widgets import formatting, run_table, url_state
 from smallalign_core.runs.store import Run, State, Store
 
 TICK_SECONDS = 1
-TERMS = {"labels": "label loss", "teacher": "distillation loss"}
+TERMS = {"labels": "label loss", "teacher": "distillation loss", "smooth_l1": "smooth L1"}
 """Names of loss terms on charts."""
 RECENT = 10
 """Finished runs from which the queue wait is estimated."""
@@ -46,15 +46,19 @@ def _progress(
                 f"worker --store {store.root}`"
             )
         return
-    asked = {"pause": "Pausing. ", "cancel": "Canceling. "}.get(run.pending_request or "", "")
+    pending = {"pause": "Pausing. ", "cancel": "Canceling. "}.get(run.pending_request or "", "")
     if not progress:
-        st.progress(0, text=f"{asked}Loading images and models")
+        st.progress(0, text=f"{pending}Loading images and models")
         return
     last = progress[-1]
-    best = max((event["accuracy"] for event in epochs), default=None)
+    of_features = run.spec.of_features
+    seen = [event[name] for event in epochs if (name := "cosine" if of_features else "accuracy") in event]
+    best = f"{max(seen):.4f}" if of_features and seen else formatting.percent(max(seen, default=None))
+    where = f" on {device}" if (device := run.status.get("device")) else ""
+    metric = "cosine" if of_features else "accuracy"
     text = (
-        f"{asked}Step {last['step']:,} of {last['steps']:,} · {formatting.duration(last['eta'])} left · "
-        f"{last['images_per_second']:,.0f} images/s · best validation accuracy {formatting.percent(best)}"
+        f"{pending}Step {last['step']:,} of {last['steps']:,} · {formatting.duration(last['eta'])} left · "
+        f"{last['images_per_second']:,.0f} images/s{where} · best validation {metric} {best}"
     )
     st.progress(min(1.0, last["step"] / last["steps"]), text=text)
 
@@ -92,7 +96,34 @@ def _curves(run: Run, progress: Sequence[dict[str, Any]], epochs: Sequence[dict[
             )
             for at, name in enumerate(terms)
         ]
+    charts = [("Training loss", "loss (nats)" if not run.spec.of_features else "loss", losses if progress else [])]
+    charts += _features(epochs) if run.spec.headless else _scores(run, epochs, store)
+    measured = [event for event in epochs if "shares" in event and "agreement" in event]  # older runs have none
+    with st.container(horizontal=True, vertical_alignment="bottom", key="charts-controls"):
+        shown = "main"
+        if run.spec.teacher and measured:
+            views = {"main": "Loss and accuracy", "teacher": "Effect of the teacher"}
+            shown = url_state.switch("Charts", views, key="charts") or "main"
+        smoothing()
+    if shown == "teacher":
+        _evidence(run, measured)
+        return
+    for column, (title, label, series) in zip(st.columns(len(charts)), charts, strict=True):
+        with column:
+            st.markdown(f"**{title}**")
+            if series:
+                alt = f"{title} over epochs."
+                curves(key=f"{title}-{run.name}", series=series, x_label="epoch", y_label=label, alt=alt)
+            else:
+                st.caption("Nothing recorded.")
+
+
+def _scores(run: Run, epochs: Sequence[dict[str, Any]], store: Store) -> list[tuple[str, str, list[Curve]]]:
+    """Charts of a classifier's loss and accuracy on validation images, with the accuracy of its teacher."""
     steps = [event["epoch"] for event in epochs]
+    loss = [Curve("uncalibrated", steps, [event["nll"] for event in epochs])]
+    if all("fitted_nll" in event for event in epochs):
+        loss.append(Curve("temperature-scaled", steps, [event["fitted_nll"] for event in epochs], colour=2))
     scores = [
         Curve("student" if run.spec.teacher else "validation accuracy", steps, [event["accuracy"] for event in epochs])
     ]
@@ -101,21 +132,23 @@ def _curves(run: Run, progress: Sequence[dict[str, Any]], epochs: Sequence[dict[
         if known is not None:
             line = [min(steps), max(*steps, min(steps) + 1)]
             scores.append(Curve("teacher", line, [known] * 2, dashed=True, colour=1))
-    left, right = st.columns(2)
-    with left:
-        st.markdown("**Training loss**")
-        if progress:
-            alt = "Training loss over epochs."
-            curves(key=f"loss-{run.name}", series=losses, x_label="epoch", y_label="loss (nats)", alt=alt)
-        else:
-            st.caption("No loss recorded.")
-    with right:
-        st.markdown("**Validation accuracy**")
-        alt = "Validation accuracy over epochs."
-        curves(key=f"accuracy-{run.name}", series=scores, x_label="epoch", y_label="accuracy", alt=alt)
-    measured = [event for event in epochs if "shares" in event]  # older runs have none
-    if run.spec.teacher and measured:
-        _evidence(run, measured)
+    return [
+        ("Validation loss", "NLL (nats)", loss if steps else []),
+        ("Validation accuracy", "accuracy", scores),
+    ]
+
+
+def _features(epochs: Sequence[dict[str, Any]]) -> list[tuple[str, str, list[Curve]]]:
+    """Charts of how near projected features are to the teacher's on validation images."""
+    near = [event for event in epochs if "cosine" in event]
+    steps = [event["epoch"] for event in near]
+    return [
+        (title, label, [Curve(label, steps, [event[name] for event in near])] if near else [])
+        for title, label, name in (
+            ("Validation loss", "embedding loss", "embedding_loss"),
+            ("Validation cosine similarity", "cosine", "cosine"),
+        )
+    ]
 
 
 def _evidence(run: Run, epochs: Sequence[dict[str, Any]]) -> None:
@@ -146,7 +179,6 @@ def _evidence(run: Run, epochs: Sequence[dict[str, Any]]) -> None:
                 x_label="epoch",
                 y_label=label,
                 alt=f"{title}, by epoch.",
-                height=200,
             )
     last = epochs[-1]
     st.caption(

@@ -112,11 +112,11 @@ def _chosen(rows: Sequence[RunRow]) -> tuple[str, list[RunRow], bool]:
             st.caption("A column is hidden where all rows have the same value.")
     st.session_state[url_state.own("columns-shown")] = picked
     try:
-        asked = query.parse(text)
+        parsed = query.parse(text)
     except BadInput as error:
         st.error(formatting.plain(str(error)), icon=":material/error:")
         return text, [], True
-    return text, asked.select(rows), collapsed == "collapsed" and "study" not in asked.fields
+    return text, parsed.select(rows), collapsed == "collapsed" and "study" not in parsed.fields
 
 
 def _lines(found: Sequence[RunRow], grouped: bool) -> list[Line]:

@@ -82,14 +82,15 @@ def show(run: Run, store: Store) -> None:
     st.fragment(live.draw, run_every=tick, key="live")(run, row.state, store)
     if row.finished and run.result:
         with above:
-            _scores(run.result, row, store)
-            if missed := sum(share == 0 for share in run.result["test"]["recall"].values()):
+            _features(run.result) if row.headless else _scores(run.result, row, store)
+            if missed := sum(share == 0 for share in run.result.get("test", {"recall": {}})["recall"].values()):
                 st.caption(
                     f":material/warning: {missed} of {len(run.result['test']['recall'])} classes have zero recall on "
                     "the test set; accuracy hides this for rare classes. See Per class, and Class balance on the page "
                     "Distill."
                 )
-        landscapes.panel([row], store)
+        if not row.headless:
+            landscapes.panel([row], store)
     _details(run, row, store)
 
 
@@ -121,13 +122,13 @@ def _imported(run: Run, row: RunRow, store: Store) -> None:
 
 
 def _actions(run: Run, row: RunRow, store: Store) -> None:
-    state, asked = State(row.state), run.pending_request
+    state, pending = State(row.state), run.pending_request
     with st.container(horizontal=True, vertical_alignment="center", key="run-actions"):
         if state.active:
-            if st.button("Pause", icon=":material/pause:", disabled=asked is not None):
+            if st.button("Pause", icon=":material/pause:", disabled=pending is not None):
                 run.request("pause")
                 st.rerun()
-            with st.popover("Cancel", icon=":material/cancel:", disabled=asked == "cancel"):
+            with st.popover("Cancel", icon=":material/cancel:", disabled=pending == "cancel"):
                 st.write("Cancel this run? The last checkpoint is kept, so the run can be resumed.")
                 if st.button("Cancel run", type="primary"):
                     run.request("cancel")
@@ -136,21 +137,31 @@ def _actions(run: Run, row: RunRow, store: Store) -> None:
             store.enqueue(run)
             st.rerun()
         if state is State.FINISHED:
-            if row.teacher:
+            if row.headless:
+                st.page_link(
+                    "distil.py",
+                    label="Train a head",
+                    icon=":material/model_training:",
+                    query_params={"start": row.id, "teacher": url_state.NONE, "data": row.source},
+                )
+            elif row.teacher:
                 st.page_link(
                     "compare.py",
                     label="Compare with teacher",
                     icon=":material/compare:",
                     query_params={"teacher": row.teacher, "student": row.id},
                 )
-            st.page_link("export.py", label="Export", icon=":material/deployed_code:", query_params={"run": row.id})
+            if not row.headless:
+                st.page_link("export.py", label="Export", icon=":material/deployed_code:", query_params={"run": row.id})
             st.page_link(
                 "distil.py",
                 label="Use as teacher",
                 icon=":material/school:",
-                query_params={"teacher": row.id, "data": row.source},
+                query_params={"teacher": row.id, "data": row.source}
+                | ({"size": str(run.spec.data.size)} if run.spec.data.size else {}),
             )
-            _prune(row)
+            if not row.headless:
+                _prune(row)
         if not row.in_zoo:
             st.page_link("distil.py", label="Duplicate and edit", icon=":material/edit:", query_params={"like": row.id})
         if not state.active and not row.in_zoo:
@@ -178,9 +189,27 @@ def _delete(run: Run, store: Store) -> None:
             st.switch_page("runs.py")
 
 
+def _features(result: dict[str, Any]) -> None:
+    """The result of a network without a head."""
+    near = result["embedding"]
+    with st.grid(min_column_width=150):
+        st.metric("Features", f"{near['features']:,}", border=True, help="Length of the vector before the head.")
+        if "cosine" in near:
+            words = f"Projected features of student and teacher on {near['images']:,} validation images, at best epoch "
+            words += f"{result['best_epoch']}."
+            st.metric("Cosine similarity", f"{near['cosine']:.4f}", border=True, help=words)
+            st.metric("Embedding loss", f"{near['loss']:.4f}", border=True, help=words)
+        st.metric("Parameters", f"{result['params']:,}", border=True)
+        st.metric("Training time", formatting.duration(result["seconds"]), border=True)
+    st.caption(
+        "This network has no head, so it has no accuracy and is not exported. Train a head on labels, with this run as "
+        "initial weights, or use it as a teacher of features."
+    )
+
+
 def _scores(result: dict[str, Any], row: RunRow, store: Store) -> None:
     test, calibrated = result["test"], result["test_calibrated"]
-    with st.grid(min_column_width=150):
+    with st.grid(min_column_width=130):
         st.metric("Test accuracy", formatting.percent(test["accuracy"], 2), border=True)
         st.metric(
             "Macro recall",
@@ -258,7 +287,7 @@ def _scores(result: dict[str, Any], row: RunRow, store: Store) -> None:
 
 
 def _details(run: Run, row: RunRow, store: Store) -> None:
-    names = ["Spec and command", *(["Per class"] if row.finished else []), "Log"]
+    names = ["Spec and command", *(["Per class"] if row.finished and not row.headless else []), "Log"]
     names += ["Python files"] if each_code(run.spec) else []
     names += ["Ablation"] if _baselines(run) else []
     tabs = url_state.tabs(names, key="tab")
@@ -289,6 +318,11 @@ def _per_class(result: dict[str, Any]) -> None:
     if (found := result.get("per_class")) is None:  # of a run from before they were computed
         return
     rows = [(name, found[name]) for name in recall]
+    if len(rows) > basic.MOST_CLASSES:
+        rows.sort(key=lambda row: (row[1]["recall"] is None, row[1]["recall"]))
+        text = url_state.pick_text("Search classes", key="classes", placeholder="Part of a name")
+        rows = [row for row in rows if text.strip().casefold() in row[0].casefold()]
+        st.caption(f"{len(rows):,} of {len(recall):,} classes, lowest recall first.")
     columns: dict[str, list[Any]] = {
         "Class": [name for name, _ in rows],
         "Test images": [one["images"] for _, one in rows],
@@ -318,7 +352,7 @@ def _per_class(result: dict[str, Any]) -> None:
 
 def _baselines(run: Run) -> dict[str, str]:
     """The baselines that this run can be compared with."""
-    if run.spec.shuffled:  # itself one
+    if run.spec.shuffled or run.spec.headless:  # itself one, or without an accuracy
         return {}
     return {str(what): text for what, text in CONTROLS.items() if ablation.CONTROLS[what].present(run.spec)}
 

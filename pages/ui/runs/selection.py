@@ -12,7 +12,7 @@ from typing import Any
 import streamlit as st
 
 from pages.ui.app import context, keys
-from pages.ui.browser import Curve, curves
+from pages.ui.browser import Curve, curves, smoothing
 from pages.ui.runs import notes_form
 from pages.ui.widgets import formatting, run_table
 from pages.ui.widgets.run_table import RunRow
@@ -64,15 +64,15 @@ def _links(rows: Sequence[RunRow]) -> None:
     classes = {tuple(sorted(row.classes)) for row in rows}
     if len(rows) == 1:
         st.page_link("runs.py", label="Open", icon=":material/open_in_full:", query_params={"run": first.name})
-        if first.finished and not first.imported:
+        if first.finished and not first.imported and not first.headless:
             st.page_link("export.py", label="Export", icon=":material/deployed_code:", query_params={"run": first.id})
-    elif all(row.finished for row in rows) and len(classes) == 1 and len(rows) <= ALSO + 2:
+    elif all(row.finished and not row.headless for row in rows) and len(classes) == 1 and len(rows) <= ALSO + 2:
         teacher = next((row for row in rows if row.id in {one.teacher for one in rows}), None)
         teacher = teacher or max(rows, key=lambda row: row.params or 0)
         others = [id for id in ids if id != teacher.id]
-        asked = {"teacher": teacher.id, "student": others[0]}
-        asked |= {"also": ",".join(others[1:])} if others[1:] else {}
-        st.page_link("compare.py", label="Compare", icon=":material/compare:", query_params=asked)
+        parameters = {"teacher": teacher.id, "student": others[0]}
+        parameters |= {"also": ",".join(others[1:])} if others[1:] else {}
+        st.page_link("compare.py", label="Compare", icon=":material/compare:", query_params=parameters)
 
 
 def _csv(rows: Sequence[RunRow]) -> str:
@@ -172,6 +172,7 @@ def _curves(rows: Sequence[RunRow], store: Store) -> None:
     if not scores and not losses:
         st.caption("No training curves: zoo models and imports have none.")
         return
+    smoothing()
     left, right = st.columns(2)
     for place, title, unit, series in (
         (left, "Validation accuracy", "accuracy", scores),
@@ -194,7 +195,7 @@ def _events(run: Run) -> tuple[list[tuple[float, float]], list[tuple[float, floa
 @functools.lru_cache(maxsize=64)
 def _read(folder: str, size: int) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:  # noqa: ARG001  # a longer file is a new entry
     events = Run(Path(folder)).events()
-    epochs = [(event["epoch"], event["accuracy"]) for event in events if event["kind"] == "epoch"]
+    epochs = [(event["epoch"], event["accuracy"]) for event in events if "accuracy" in event and "epoch" in event]
     return epochs, [(event["epoch"], event["loss"]) for event in events if event["kind"] == "progress"]
 
 

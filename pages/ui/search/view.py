@@ -11,6 +11,7 @@ from pages.ui.studies import study_view
 from pages.ui.widgets import formatting
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.search import Budget, BudgetSearch, parse_budget
+from smallalign_core.spec.precision import parse_variant
 from smallalign_core.studies.ablation import capital
 from smallalign_core.studies.lifecycle import Study
 
@@ -90,11 +91,17 @@ def _next(run: str, report: BudgetSearch) -> None:
             "export.py",
             label=label,
             icon=":material/deployed_code:",
-            query_params={"run": run, "precision": str(report.row and report.row.precision)},
+            query_params={"run": run, **_export_address(str(report.row and report.row.precision))},
         )
         pair = {"student": run} | ({"teacher": report.teacher_run} if report.teacher_run else {})
         st.page_link("compare.py", label="See its errors", icon=":material/compare:", query_params=pair)
         st.page_link("runs.py", label="Open the run", icon=":material/list_alt:", query_params={"run": run})
+
+
+def _export_address(variant: str) -> dict[str, str]:
+    """The fields of the export page for the file of a search."""
+    precision, how = parse_variant(variant)
+    return {"precision": precision} | ({} if how.max_drop is None else {"max-drop": f"{how.max_drop:g}"})
 
 
 def _table(report: BudgetSearch) -> None:

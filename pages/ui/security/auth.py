@@ -32,7 +32,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{22}")
 NOT_HERE = User("nobody", Role.NOBODY)
 
 
-def login_asked() -> bool:
+def login_required() -> bool:
     """Whether a login is required: by Streamlit's [auth], or by a proxy."""
     return bool(_compat.login_section()) or bool(st.get_option("server.trustedUserHeaders"))
 
@@ -42,7 +42,7 @@ def current_user() -> User:
     visit = _compat.session()
     if visit is None:
         return User("server", Role.VIEWER)
-    if login_asked():
+    if login_required():
         return of_claims(st.user.to_dict())
     return of_browser(st.context.cookies.get(COOKIE), visit)
 
@@ -78,7 +78,7 @@ def _is_runner(name: str) -> bool:
 
 def of_request(headers: Headers, cookies: Mapping[str, str]) -> User:
     """The user of an HTTP request without a page: by the cookie that Streamlit signed at login."""
-    if not login_asked():
+    if not login_required():
         return of_browser(cookies.get(COOKIE), "no cookie")
     trusted = st.get_option("server.trustedUserHeaders")
     by_proxy = {key: headers.get(name) for name, key in trusted.items()} if isinstance(trusted, dict) else {}
@@ -87,7 +87,7 @@ def of_request(headers: Headers, cookies: Mapping[str, str]) -> User:
 
 def gate() -> None:
     """Where a login is required: the login page, or the user's name and the logout button."""
-    if not login_asked():
+    if not login_required():
         return
     user, ours = current_user(), bool(_compat.login_section())
     if user.role is not Role.NOBODY:
@@ -134,11 +134,11 @@ def check_exposure() -> None:
     do = "add [auth] to .streamlit/secrets.toml (docs/how-to/serve-others.md), or bind to 127.0.0.1 and use a tunnel"
     if "*" in hosts:
         raise Refused("server.allowedHosts may not be *", given="*", do="list the host names of this server")
-    if bool(_compat.login_section()) or (login_asked() and is_loopback(address)):
+    if bool(_compat.login_section()) or (login_required() and is_loopback(address)):
         return
     if not is_loopback(address):
         what = "this dashboard would be reachable from other machines without a login"
-        if login_asked():  # a client with access to the port itself could forge the proxy's headers
+        if login_required():  # a client with access to the port itself could forge the proxy's headers
             what = "this dashboard would be reachable from other machines without passing the login proxy"
         raise Refused(what, given=f"server.address {address}", do=do)
     if hosts:
@@ -156,6 +156,6 @@ def prepare(store: Path) -> None:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
     _compat.set_upload_limit(most.upload_mb)  # our limit is the one place for it
-    if login_asked():  # users are not the machine's owner then: allowed folders only
+    if login_required():  # users are not the machine's owner then: allowed folders only
         os.environ.setdefault(limits.ROOTS, "")
     limits.require_allowed(store)

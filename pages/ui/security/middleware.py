@@ -116,7 +116,7 @@ class Wall:
                 f"Host name not allowed. Given: {host[:80]!r}. "
                 "Open the dashboard as localhost, or add this name to server.allowedHosts.",
             )
-        if not auth.login_asked() and not _arrived_here(scope):
+        if not auth.login_required() and not _arrived_here(scope):
             raise _Refusal(
                 403,
                 "The dashboard is reachable from other machines without a login. Bind it to 127.0.0.1, or add a login.",

@@ -21,8 +21,8 @@ from smallalign_core.system import limits
 ROUTE = re.compile(r".*/_stcore/upload_file/(?P<session>[^/]+)/(?P<file>[^/]+)/?")
 FRAMING = limits.MB
 """What a form may add to the file in it: what Streamlit allows."""
-FILES_EACH = 64
-"""Files of one session: an empty one has a cost, too."""
+MOST_WAITING = 64
+"""Uploads that wait for others to end. A folder arrives as many files, of which a browser sends some at once."""
 
 
 class _Stop(Exception):
@@ -40,7 +40,8 @@ class Quota:
         self.app = app
         self.arriving: Counter[str] = Counter()
         """Bytes received by uploads in progress, by session."""
-        self.under_way = 0
+        self.under_way, self.waiting = 0, 0
+        self.ended = asyncio.Condition()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -67,14 +68,11 @@ class Quota:
 
         entered = False
         try:
-            if self.under_way >= most.uploads_at_once:
-                raise _Stop(
-                    429, f"Too many uploads at once. Given: {self.under_way} in progress. Try again in a moment."
-                )
-            self.under_way, entered = self.under_way + 1, True
-            promised = Headers(scope=scope).get("content-length", "")
-            self._check(session, int(promised) if promised.isdigit() else 0, most)
             async with asyncio.timeout(most.upload_seconds):
+                await self._enter(most)
+                entered = True
+                promised = Headers(scope=scope).get("content-length", "")
+                self._check(session, int(promised) if promised.isdigit() else 0, most)
                 await self.app(scope, counted, noted)
         except TimeoutError:
             await _answer(
@@ -88,10 +86,25 @@ class Quota:
         except _Stop as stop:
             await _answer(scope, receive, send, began, stop.status, stop.sentence)
         finally:
-            self.under_way -= entered
             self.arriving[session] -= read
             if not self.arriving[session]:
                 del self.arriving[session]
+            if entered:
+                self.under_way -= 1
+                async with self.ended:
+                    self.ended.notify()
+
+    async def _enter(self, most: limits.Limits) -> None:
+        """Wait until fewer uploads than allowed are in progress; nothing of the file is read before."""
+        if self.waiting >= MOST_WAITING:
+            raise _Stop(429, f"Too many uploads at once. Given: {self.waiting} waiting. Try again in a moment.")
+        self.waiting += 1
+        try:
+            async with self.ended:
+                await self.ended.wait_for(lambda: self.under_way < most.uploads_at_once)
+                self.under_way += 1
+        finally:
+            self.waiting -= 1
 
     def _check(self, session: str, size: int, most: limits.Limits) -> None:
         """Check an upload that is `size` bytes (or claims to be); received bytes are in `arriving` already."""
@@ -101,8 +114,12 @@ class Quota:
             )
         there = uploads_held()
         mine, files = there.get(session, (0, 0))
-        if files >= FILES_EACH:
-            raise _Stop(429, f"A session may hold {FILES_EACH} files. Reload the page to drop them.")
+        if files >= most.upload_files:
+            raise _Stop(
+                429,
+                f"A session may hold {most.upload_files:,} files. Reload the page to drop them; upload a zip of a "
+                "larger folder, or enter its path.",
+            )
         own = mine + max(size, self.arriving[session])
         if own > most.uploads_each_mb * limits.MB:
             raise _Stop(413, f"A session may hold {most.uploads_each_mb} MB of uploads. Reload the page to drop them.")

@@ -73,20 +73,18 @@ def form(
     return chosen
 
 
-def _from_address(source: Mapping[str, Any], key: str, asked_for: Sequence[str]) -> None:
+def _from_address(source: Mapping[str, Any], key: str, named: Sequence[str]) -> None:
     """Fill the form from the URL, if that was changed and not the form."""
-    asked = st.query_params.get(key)
-    if asked is None or asked == st.session_state.get(f"{key}-seen"):
+    linked = st.query_params.get(key)
+    if linked is None or linked == st.session_state.get(f"{key}-seen"):
         return
     teacher = st.query_params.get(f"{key}-teacher", url_state.NONE)
     try:
-        written = json.loads(asked)
+        written = json.loads(linked)
         whole = {**written, "data": {**written.get("data", {}), **source}}
         spec = parse(whole | ({} if teacher == url_state.NONE else {"teacher": teacher}))
     except (BadSpec, ValueError, AttributeError, TypeError):
-        st.warning(f"Invalid link parameter. Given: {key}={asked[:80]}. Configure the student below.")
+        st.warning(f"Invalid link parameter. Given: {key}={linked[:80]}. Configure the student below.")
         return
-    plain = spec.model_dump(
-        mode="json", include={"network": True, "data": {"images"}, **dict.fromkeys(asked_for, True)}
-    )
+    plain = spec.model_dump(mode="json", include={"network": True, "data": {"images"}, **dict.fromkeys(named, True)})
     forms.fill(plain, key=key)

@@ -12,9 +12,11 @@ import yaml
 from pages.ui.app import context
 from pages.ui.studies.study_list import Kind
 from pages.ui.widgets import formatting
+from smallalign_core.runs.store import Store
 from smallalign_core.search import SearchSpec
 from smallalign_core.service.requests import EstimateStudy, StartStudy, StudyCost
 from smallalign_core.spec import RunSpec, canonical, shortest
+from smallalign_core.studies import power as estimates
 from smallalign_core.studies.base import study_id
 from smallalign_core.studies.kinds import AnyStudySpec
 
@@ -45,6 +47,12 @@ def begin(
     command(kind, file)
     with costs:  # requested last: nothing else on the page waits for it
         _cost(spec, runs, time)
+
+
+def power(fingerprint: str, store: Store, *, seeds: int, tests: int) -> None:
+    """The smallest difference that such a study is expected to decide, from finished runs on these images."""
+    if found := estimates.expected(store, fingerprint, seeds=seeds, tests=tests):
+        st.caption(f":material/straighten: {found.words()}")
 
 
 def start(kind: Kind, spec: AnyStudySpec | SearchSpec) -> None:

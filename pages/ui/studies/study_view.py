@@ -12,11 +12,27 @@ from pages.ui.app import context
 from pages.ui.runs import live
 from pages.ui.studies import study_form, study_list
 from pages.ui.studies.study_list import Kind
+from pages.ui.widgets import formatting
 from smallalign_core.runs.store import Store
 from smallalign_core.studies.base import StudyReport
 from smallalign_core.studies.lifecycle import Study
 
 Report = TypeVar("Report", bound=StudyReport)
+
+
+@dataclass(frozen=True)
+class Needed:
+    """What is expected to decide the open comparisons of a finished study.
+
+    Attributes:
+        fields: those of its spec that change.
+        words: how much that is, such as "4 seeds".
+        runs: how many runs that adds, about.
+    """
+
+    fields: Mapping[str, Any]
+    words: str
+    runs: int
 
 
 @dataclass(frozen=True)
@@ -32,6 +48,7 @@ class View(Generic[Report]):
         progress: draws how far it is.
         doing: the current activity, in a sentence; may be empty.
         results: draws the results.
+        needed: what would decide the open comparisons; None if nothing is open, or no number of runs is expected to.
     """
 
     kind: Kind
@@ -43,6 +60,7 @@ class View(Generic[Report]):
     progress: Callable[[Report], None]
     doing: Callable[[Study, Report, Store], str]
     results: Callable[[Report, Study, Store], None]
+    needed: Callable[[Study, Report], Needed | None] = lambda _, __: None
 
     def show(self, reference: str, store: Store) -> None:
         """The whole view of a study; it updates by itself only while it is active."""
@@ -65,6 +83,8 @@ class View(Generic[Report]):
     def _actions(self, study: Study, report: Report, store: Store) -> None:
         with st.container(horizontal=True, vertical_alignment="center"):
             study_list.pause_or_resume(study, report, store)
+            if report.complete and (needed := self.needed(study, report)):
+                self._add(study, needed, store)
             with st.popover("Extend", icon=":material/add_circle:"):
                 self._extend(study, report)
             st.page_link(
@@ -75,6 +95,20 @@ class View(Generic[Report]):
             )
             if not report.active:
                 study_list.delete(study, store, self.kind)
+
+    def _add(self, study: Study, needed: Needed, store: Store) -> None:
+        """The button that extends the study by what is needed."""
+        seconds = study.seconds_a_run(store)
+        time = "" if seconds is None else f" (about {formatting.duration(needed.runs * seconds)})"
+        if st.button(
+            f"Add what is needed{time}",
+            type="primary",
+            icon=":material/exposure_plus_1:",
+            help=f"{needed.words} more, about {needed.runs:,} runs: expected to decide what is inconclusive, from the "
+            "spread so far. Finished runs are reused. Intervals are not corrected for extending a study after its "
+            "results were seen: decide once how many seeds are enough.",
+        ):
+            study_form.start(self.kind, study.spec.model_copy(update=needed.fields))
 
     def _extend(self, study: Study, report: Report) -> None:
         """A larger study; finished runs are reused."""

@@ -33,6 +33,7 @@ NAMES = {
     "noise": "Label noise",
     "decisions": "Cleaning decisions file",
     "size": "Input size",
+    "DataSpec.size": "Image size",
     "validation": "Validation share",
     "test": "Test share",
     "head_rate": "Head LR multiplier",

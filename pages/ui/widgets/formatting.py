@@ -59,9 +59,9 @@ def _literal(text: str) -> str:
     return MARKUP.sub(lambda one: "".join(f"\\{sign}" for sign in one[0]), text)
 
 
-def given(key: str, asked: str) -> str:
+def given(key: str, value: str) -> str:
     """A URL parameter, as a message may show it."""
-    return plain(f"{key}={asked[:80]}" if key else asked[:80])
+    return plain(f"{key}={value[:80]}" if key else value[:80])
 
 
 def percent(share: float | None, digits: int = 1) -> str:

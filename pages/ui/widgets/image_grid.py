@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import io
 
 import numpy as np
@@ -12,10 +11,12 @@ import streamlit as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from pages.ui import browser
 from smallalign_core import data
 from smallalign_core.data import ImageSet, Splits
 from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec
+from smallalign_core.system import usercode
 
 ACROSS = 12
 SMALL = 64
@@ -28,7 +29,8 @@ def _kept(
     root: str,  # noqa: ARG001  # part of the cache's key
     _store: Store,
 ) -> Splits:
-    return data.load(DataSpec.model_validate_json(wanted), _store.data_cache, ram_budget=0)
+    with usercode.forbidden():  # a dataset that was decoded before needs none
+        return data.load(DataSpec.model_validate_json(wanted), _store.data_cache, ram_budget=0)
 
 
 def splits(spec: DataSpec, store: Store) -> Splits:
@@ -93,14 +95,33 @@ def tiles(images: NDArray[np.uint8]) -> tuple[str, list[str]]:
     return style, [box.format(name, x, y) for x, y in places]
 
 
-def gallery(images: ImageSet) -> None:
-    """All of `images` with the class under each, and the file where the pointer rests."""
-    style, boxes = tiles(images.images[:])
-    width = shown_size(*images.images.shape[2:])[1]
-    names = [html.escape(images.classes[label]) for label in images.labels]
-    files = [html.escape(images.path(row) or name) for row, name in enumerate(names)]
-    cells = [
-        f'<figure style="width:{width}px" title="{file}">{box}<figcaption>{name}</figcaption></figure>'
-        for box, name, file in zip(boxes, names, files, strict=True)
-    ]
-    st.html(f'{style}<div class="sa-gallery">{"".join(cells)}</div>')
+def labelled(box: str, name: str) -> str:
+    """The HTML of a box with a name for screen readers, which is HTML already."""
+    return box.replace("<span ", f'<span role="img" aria-label="{name}" ', 1)
+
+
+def gallery(images: ImageSet, split: str, rows: NDArray[np.int64], *, key: str) -> None:
+    """Images `rows` of a split, with class and file under each; a click opens one with its metadata."""
+    some = images.take(rows)
+    height, width = some.shape[1:]
+    browser.gallery(
+        [_picture(some, at, split, int(row)) for at, row in enumerate(rows)],
+        sprite(some.images[:]),
+        key=key,
+        size=(height, width),
+        shown=shown_size(height, width),
+        across=ACROSS,
+    )
+
+
+def _picture(images: ImageSet, at: int, split: str, row: int) -> browser.Picture:
+    """The image `at` of some, which is `row` of its split."""
+    name, file = images.classes[images.labels[at]], images.path(at)
+    channels, height, width = images.shape
+    facts = {"File": file} if file else {}
+    facts |= {"Class": name, "Split and row": f"{split}, {row:,}"}
+    if images.sizes is not None:
+        facts["Size of the file's image"] = f"{images.sizes[at][1]} × {images.sizes[at][0]} pixels"
+    facts["Size in the dataset"] = f"{width} × {height} pixels, {'grayscale' if channels == 1 else 'RGB'}"
+    facts["ID"] = f"{images.ids[at]:016x}"
+    return browser.Picture(name, file, facts)

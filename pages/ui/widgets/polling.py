@@ -14,6 +14,8 @@ from smallalign_core.service.wire import LongRequest, Progress
 
 PATIENCE = 0.4
 """Seconds that the backend works before it answers how far it is."""
+TICK_SECONDS = 0.6
+"""Interval of `watch`."""
 SOON = 3
 """An estimate of fewer seconds is not worth showing."""
 Found = TypeVar("Found")
@@ -34,13 +36,13 @@ class Unfinished(Exception):
         self.answer = answer
 
 
-def step(asked: LongRequest[Progress[R]]) -> R:
+def step(request: LongRequest[Progress[R]]) -> R:
     """The report of the backend's answer; repeated, it goes on where it was.
 
     Raises:
         Unfinished: it has none yet.
     """
-    answer = context.client().call(replace(asked, patience=PATIENCE))
+    answer = context.client().call(replace(request, patience=PATIENCE))
     if answer.report is None:
         raise Unfinished(answer)
     return answer.report
@@ -77,3 +79,21 @@ def wait(
         if place is None:
             bar.empty()
         return found
+
+
+def watch(take: Callable[[], object], saying: str, *, key: str) -> None:
+    """A bar while `take`, as for `wait`, is unfinished; then the page reruns.
+
+    One step a tick: between two, everything else on the page that updates by itself does.
+    """
+    st.fragment(_tick, run_every=TICK_SECONDS, key=key)(take, saying)
+
+
+def _tick(take: Callable[[], object], saying: str) -> None:
+    with context.show_errors():
+        try:
+            take()
+        except Unfinished as so_far:
+            st.progress(so_far.answer.done, f"{saying}: {so_far.answer.done:.0%}")
+        else:
+            st.rerun()

@@ -21,8 +21,13 @@ _BAD = (SmallAlignError, KeyError, TypeError, ValueError, AttributeError, OSErro
 
 
 def finished(store: Store) -> list[RunRow]:
-    """All that is trained: runs newest first, then the zoo."""
-    return [found for found in rows(store) if found.finished]
+    """All trained classifiers: runs newest first, then the zoo."""
+    return [found for found in rows(store) if found.finished and not found.headless]
+
+
+def headless(store: Store) -> list[RunRow]:
+    """Finished runs whose network has no head: teachers of features, and initial weights."""
+    return [found for found in rows(store) if found.headless]
 
 
 def of_classes(store: Store, classes: Iterable[str]) -> list[RunRow]:

@@ -53,12 +53,12 @@ def pick(label: str, options: Mapping[str, str], *, key: str, first: str | None 
     the same reason `NONE` is not kept where it is only for lack of a `first`, which is taken as soon as there is one.
     """
     widget, lacking = own(key), own(f"{key}-lacking")
-    asked = changed(key)
-    if (named := _named(asked, options)) is not None:
+    linked = changed(key)
+    if (named := _named(linked, options)) is not None:
         st.session_state[widget] = named
-    elif asked is not None:
+    elif linked is not None:
         st.warning(
-            f"Invalid link parameter: no such option. Given: {formatting.given(key, asked)}. Choose an option below."
+            f"Invalid link parameter: no such option. Given: {formatting.given(key, linked)}. Choose an option below."
         )
     elif st.session_state.get(lacking) and first in options:
         st.session_state[widget] = first
@@ -78,7 +78,7 @@ def pick(label: str, options: Mapping[str, str], *, key: str, first: str | None 
         on_change=_choose,
         args=(key,),
     )
-    if (asked is None or named is not None) and not st.session_state.get(lacking):
+    if (linked is None or named is not None) and not st.session_state.get(lacking):
         keep(key, chosen)
     return str(chosen)
 
@@ -89,19 +89,19 @@ def _choose(key: str) -> None:
     keep(key, st.session_state[own(key)])
 
 
-def _named(asked: str | None, options: Mapping[str, str]) -> str | None:
+def _named(linked: str | None, options: Mapping[str, str]) -> str | None:
     """The option that a URL parameter refers to: by value, or by text, as in older links."""
-    return asked if asked in options else next((value for value, text in options.items() if text == asked), None)
+    return linked if linked in options else next((value for value, text in options.items() if text == linked), None)
 
 
 def changed(key: str) -> str | None:
     """The URL parameter `key` if the page did not write it itself: a link, a reload, or browser history."""
-    asked = st.query_params.get(key)
-    if asked == st.session_state.get(own(f"{key}-seen")):
+    linked = st.query_params.get(key)
+    if linked == st.session_state.get(own(f"{key}-seen")):
         return None
     now = time.monotonic()
-    late = any(value == asked and now - when < LATE for value, when in st.session_state.get(own(f"{key}-before"), ()))
-    return None if late else asked
+    late = any(value == linked and now - when < LATE for value, when in st.session_state.get(own(f"{key}-before"), ()))
+    return None if late else linked
 
 
 def keep(key: str, chosen: str) -> None:
@@ -115,9 +115,9 @@ def keep(key: str, chosen: str) -> None:
 
 def tabs(names: Sequence[str], *, key: str) -> dict[str, Any]:
     """Tabs by name, the open one kept in the URL; a link with no valid tab opens the first."""
-    widget, asked = own(key), changed(key)
-    if asked in names:
-        st.session_state[widget] = asked
+    widget, linked = own(key), changed(key)
+    if linked in names:
+        st.session_state[widget] = linked
     if st.session_state.get(widget) not in names:
         st.session_state[widget] = names[0]
     # No default: for Streamlit, tabs with another default are other tabs, and a second click on the first is lost.
@@ -166,16 +166,16 @@ def pick_number(
     """
     widget, cast = own(key), type(step)
     look |= {"placeholder": empty} if empty else {}
-    if (asked := changed(key)) is not None:
+    if (linked := changed(key)) is not None:
         try:
-            if asked == "" and empty:
+            if linked == "" and empty:
                 given = None
-            elif not low <= (given := cast(asked)) <= high:
+            elif not low <= (given := cast(linked)) <= high:
                 raise ValueError
             st.session_state[widget] = given
         except ValueError:
             st.warning(
-                f"Invalid link parameter. Given: {formatting.given(key, asked)}. "
+                f"Invalid link parameter. Given: {formatting.given(key, linked)}. "
                 f"Use a number between {low:g} and {high:g}."
             )
     held = st.session_state.get(widget, ...)
@@ -191,13 +191,13 @@ def pick_some(
 ) -> list[str]:
     """Some of `options` (value to text), kept in the URL as `key`: their values, joined by commas."""
     widget = own(key)
-    if (asked := changed(key)) is not None:
-        given = [value for value in asked.split(",") if value]
+    if (linked := changed(key)) is not None:
+        given = [value for value in linked.split(",") if value]
         if all(value in options for value in given):
             st.session_state[widget] = given
         else:
             st.warning(
-                f"Invalid link parameter: no such option. Given: {formatting.given(key, asked)}. Choose options below."
+                f"Invalid link parameter: no such option. Given: {formatting.given(key, linked)}. Choose options below."
             )
     held = st.session_state.setdefault(widget, list(first))
     if any(value not in options for value in held or ()):  # of other options, which the page offered before
@@ -240,8 +240,8 @@ def pick_rows(label: str, rows: Sequence[RunRow], *, key: str, most: int, help: 
     """A menu of any number of runs up to `most`, kept in the URL as comma-separated ids."""
     found, widget = {row.id: row for row in rows}, own(key)
     named = {row.name: row.id for row in rows}
-    if (asked := changed(key)) is not None:
-        given = [named.get(name, name) for name in asked.split(",") if name]
+    if (linked := changed(key)) is not None:
+        given = [named.get(name, name) for name in linked.split(",") if name]
         if unknown := [name for name in given if name not in found]:
             st.warning(
                 f"Invalid link parameter: no comparable runs. Given: {formatting.given('', ', '.join(unknown))}. "
@@ -273,8 +273,8 @@ def pick_data(store: Store) -> tuple[str, DatasetFacts | None]:
     """
     used = {row.source: None for row in run_table.rows(store) if row.source}
     kept = {uploading.shown(file): None for file in uploads.kept(store) if str(file) not in used}
-    asked = st.query_params.get("data", "")
-    options = list({**dict.fromkeys(NAMED), **used, **kept} | ({asked: None} if asked else {}))
+    others = {str(one): None for one in (st.query_params.get("data"), st.session_state.get(keys.DATA)) if one}
+    options = list({**dict.fromkeys(NAMED), **used, **kept, **others})
     source = st.selectbox(
         "Dataset",
         options,
@@ -316,9 +316,9 @@ def read_as(spec: DataSpec) -> None:
 
 def pick_page(pages: int) -> int:
     """The page number of a long list; a filter that leaves fewer pages returns to the first."""
-    widget, asked = own("page"), changed("page")
-    if asked is not None and asked.isdecimal() and len(asked) < 9:
-        st.session_state[widget] = int(asked)
+    widget, linked = own("page"), changed("page")
+    if linked is not None and linked.isdecimal() and len(linked) < 9:
+        st.session_state[widget] = int(linked)
     if not 1 <= st.session_state.get(widget, 1) <= pages:
         st.session_state[widget] = 1
     if pages < 2:
@@ -333,11 +333,17 @@ def first_page() -> None:
     st.session_state[own("page")] = 1
 
 
+def clear(key: str) -> None:
+    """Empty the line of text `key` before it is drawn."""
+    st.session_state[own(key)] = ""
+    st.query_params.pop(key, None)
+
+
 def pick_text(label: str, *, key: str, **look: Any) -> str:
     """A line of text kept in the URL as `key`, and by the page while other pages are open."""
     widget = own(key)
-    if (asked := changed(key)) is not None:
-        st.session_state[widget] = asked
+    if (linked := changed(key)) is not None:
+        st.session_state[widget] = linked
     held = st.session_state.get(widget, "")
     chosen = str(st.text_input(label, held, key=widget, persist_state="session", **look) or "")
     if chosen:

@@ -39,6 +39,7 @@ from smallalign_core.analysis.compare._words import (
     macro_change as macro_change,
     mcnemar as mcnemar,
     most_changed as most_changed,
+    most_confused as most_confused,
     verdict as verdict,
 )
 from smallalign_core.data import Splits

@@ -60,6 +60,33 @@ def commonest_mistake(found: Comparison) -> int:
     )
 
 
+def most_confused(found: Comparison, most: int, names: str = "") -> list[int]:
+    """Positions of up to `most` classes for a matrix that can be read, in the order of the classes: those of the pairs
+    that both models together confuse most, pair after pair.
+
+    Args:
+        names: only pairs with a class whose name contains this text, upper and lower case alike; such classes come
+            first even without errors.
+    """
+    import numpy as np
+
+    wanted = names.strip().casefold()
+    named = [place for place, name in enumerate(found.classes) if wanted in name.casefold()]
+    errors = np.asarray(found.teacher_confusion) + np.asarray(found.student_confusion)
+    np.fill_diagonal(errors, 0)
+    pairs = sorted(zip(*np.nonzero(errors), strict=True), key=lambda pair: -errors[pair])
+    if wanted:
+        pairs = [pair for pair in pairs if {*pair} & {*named}]
+    chosen: dict[int, None] = {}
+    for pair in pairs:
+        if len(chosen.keys() | pair) <= most:
+            chosen |= dict.fromkeys(map(int, pair))
+    for place in named:
+        if len(chosen) < most:
+            chosen[place] = None
+    return sorted(chosen)
+
+
 def most_changed(changes: Sequence[RecallChange], most: int = 40) -> list[RecallChange]:
     """The classes with images whose recall changed most, in the order of the classes: as many as a chart can show."""
     there = [one for one in changes if one.images]

@@ -79,7 +79,7 @@ def run_check(store: Store, spec: DataSpec, *, method: str = "auto", teacher: st
 
 
 def automatic(images: ImageSet) -> Work[Decisions]:
-    """Automatic cleaning, based on these images alone: high-confidence label errors and copies with conflicting
+    """Automatic cleaning, based on these images alone: likely label errors and copies with conflicting
     labels are dropped, of other copies one is kept. At least one image of every class remains.
     """
     set_sklearn_threads()
@@ -306,15 +306,15 @@ def quality(
         patience: seconds until an unfinished result is returned; the next call continues.
     """
     question = json.dumps([str(store.root.resolve()), spec.model_dump(mode="json"), method, teacher])
-    asked = _LOOKING.get(question) or QualityCheck(store, spec, method, teacher)
-    if not start and asked.kept is None and question not in _LOOKING:
+    check = _LOOKING.get(question) or QualityCheck(store, spec, method, teacher)
+    if not start and check.kept is None and question not in _LOOKING:
         return None, 0.0
     # Kept while it is in progress: its images are loaded once, regardless of the number of polls.
-    _LOOKING[question] = asked
+    _LOOKING[question] = check
     while len(_LOOKING) > resumable.KEPT:
         _LOOKING.pop(next(iter(_LOOKING)))
     try:
-        found, done = resumable.advance(f"quality {question} {asked.key}", asked.report, patience if start else 0.0)
+        found, done = resumable.advance(f"quality {question} {check.key}", check.report, patience if start else 0.0)
     except BaseException:
         _LOOKING.pop(question, None)
         raise

@@ -147,7 +147,7 @@ def votes(runs: Sequence[Run], store: Store, parts: Sequence[ImageSet]) -> Work[
     count, right = np.zeros(len(ids), np.int64), np.zeros(len(ids))
     by_size: dict[int, NDArray[np.int64]] = {}
     seen: dict[str, NDArray[np.uint64] | None] = {}
-    asked = 0
+    predicted = 0
     for place, run in enumerate(runs):
         name = run.data.model_dump_json()
         if name not in seen:
@@ -155,7 +155,7 @@ def votes(runs: Sequence[Run], store: Store, parts: Sequence[ImageSet]) -> Work[
         known = seen[name]
         if known is None:
             continue
-        asked += 1
+        predicted += 1
         fresh = np.flatnonzero(~np.isin(ids, known))
         done = 0
         for rows, logits in _answers(run, parts, fresh):
@@ -172,7 +172,7 @@ def votes(runs: Sequence[Run], store: Store, parts: Sequence[ImageSet]) -> Work[
     least = np.zeros(len(ids), np.int64)
     for size, (voted, named) in sorted(by_size.items(), reverse=True):
         least = np.where((voted > 0) & (2 * named >= voted), size, least)
-    return Votes(count, right / np.maximum(count, 1), least, asked)
+    return Votes(count, right / np.maximum(count, 1), least, predicted)
 
 
 def _answers(

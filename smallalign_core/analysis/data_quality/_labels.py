@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from smallalign_core.analysis.data_quality import _search
 from smallalign_core.system import extras
 from smallalign_core.system.resumable import Work, part_of
 
@@ -82,17 +83,12 @@ def out_of_sample(pool: Pool) -> Work[OutOfSample]:
 
 def _neighbours(pool: Pool) -> Work[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """(votes weighted by 1 / distance [N, classes], mean distance [N]), leave-one-out."""
-    from sklearn.neighbors import NearestNeighbors
-
     features, labels, ids = pool.features, pool.labels, pool.ids
     chosen = np.random.default_rng(0).permutation(pool.learned)[:MOST_REFERENCES]
     chosen.sort()
     wanted = min(len(chosen), 2 * NEIGHBOURS)  # some may be the image itself and its copies
-    finder = NearestNeighbors(n_neighbors=wanted, algorithm="brute").fit(features[chosen])
-    votes, distance = np.zeros((len(features), pool.classes)), np.empty(len(features))
-    for start in range(0, len(features), CHUNK):
-        rows = np.arange(start, min(start + CHUNK, len(features)))
-        far, near = finder.kneighbors(features[rows])
+    votes, distance, done = np.zeros((len(features), pool.classes)), np.empty(len(features)), 0
+    for rows, far, near in _search.nearest(features[chosen], features, wanted):
         others = chosen[near]
         counts = ids[others] != ids[rows][:, None]
         counts &= np.cumsum(counts, axis=1) <= NEIGHBOURS
@@ -100,7 +96,8 @@ def _neighbours(pool: Pool) -> Work[tuple[NDArray[np.float64], NDArray[np.float6
         for label in range(pool.classes):
             votes[rows, label] = (weight * (labels[others] == label)).sum(1)
         distance[rows] = (far * counts).sum(1) / np.maximum(counts.sum(1), 1)
-        yield float(rows[-1] + 1) / len(features)
+        done += len(rows)
+        yield done / len(features)
     total = votes.sum(1, keepdims=True)
     return np.where(total > 0, votes / np.maximum(total, 1e-12), 1 / pool.classes), distance
 
@@ -113,12 +110,12 @@ def _regressions(pool: Pool) -> Work[NDArray[np.float64]]:
     found, rng = np.zeros((len(features), pool.classes)), np.random.default_rng(0)
     for number in range(FOLDS):
         fitted = rng.permutation(np.flatnonzero((fold != number)[:learned]))[:MOST_FITTED]
-        asked = np.flatnonzero(fold == number)
+        held_out = np.flatnonzero(fold == number)
         tests = np.flatnonzero(fold == -1)
-        both = np.concatenate([asked, tests])
+        both = np.concatenate([held_out, tests])
         answers = _regression(features[fitted], labels[fitted], features[both], pool.classes)
-        found[asked] = answers[: len(asked)]
-        found[tests] += answers[len(asked) :] / FOLDS
+        found[held_out] = answers[: len(held_out)]
+        found[tests] += answers[len(held_out) :] / FOLDS
         yield (number + 1) / FOLDS
     return found
 
@@ -133,9 +130,9 @@ def _folds(labels: NDArray[np.int64], ids: NDArray[np.uint64]) -> NDArray[np.int
 
 
 def _regression(
-    seen: NDArray[np.float32], labels: NDArray[np.int64], asked: NDArray[np.float32], classes: int
+    seen: NDArray[np.float32], labels: NDArray[np.int64], held_out: NDArray[np.float32], classes: int
 ) -> NDArray[np.float64]:
-    """Probabilities [asked, classes] of a kernel logistic regression."""
+    """Probabilities [held_out, classes] of a kernel logistic regression."""
     from sklearn.kernel_approximation import Nystroem
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics.pairwise import euclidean_distances
@@ -143,24 +140,24 @@ def _regression(
     from sklearn.preprocessing import StandardScaler
 
     known = np.unique(labels)
-    if len(known) < 2 or not len(asked):  # a fold of few images may be empty
-        return np.full((len(asked), classes), 1 / classes)
+    if len(known) < 2 or not len(held_out):  # a fold of few images may be empty
+        return np.full((len(held_out), classes), 1 / classes)
     some = np.random.default_rng(0).permutation(len(seen))[:KERNELS]
     apart = euclidean_distances(seen[some], squared=True)
     width = float(np.median(apart[apart > 0])) if (apart > 0).any() else 1.0
     kernel = Nystroem(gamma=1 / width, n_components=len(some), random_state=0)
     model = make_pipeline(kernel, StandardScaler(), LogisticRegression(C=STRENGTH, max_iter=200))
-    found = np.zeros((len(asked), classes))
+    found = np.zeros((len(held_out), classes))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # 200 iterations are enough for ranking
-        found[:, known] = model.fit(seen, labels).predict_proba(asked)
+        found[:, known] = model.fit(seen, labels).predict_proba(held_out)
     return found
 
 
 def suspects(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> Suspects:
     """Suspected labels among images with labels [N] and out-of-sample probabilities [N, classes].
 
-    High confidence: of all images, the number estimated by confident learning, those with the lowest self-confidence
+    Likely: of all images, the number estimated by confident learning, those with the lowest self-confidence
     (cleanlab's `low_self_confidence`). Suspected: these and those flagged by `prune_by_noise_rate` for each pair of
     classes. Nothing is flagged if predictions are no better than the most frequent class.
     """

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from smallalign_core.analysis.data_quality import _search
 from smallalign_core.analysis.data_quality._report import Duplicates, LabelledPlace, Leak, Place
 from smallalign_core.data import ImageSet
 from smallalign_core.system.resumable import Work
@@ -68,10 +69,12 @@ def near_duplicates(pixels: NDArray[np.uint8], ids: NDArray[np.uint64]) -> Work[
         return nothing, nothing, np.empty(0)
     candidates = yield from _candidates(pixels, rows)
     one, other = np.divmod(candidates, len(rows))
+    sums = np.concatenate([_sums(pixels[rows[at : at + CHUNK]]) for at in range(0, len(rows), CHUNK)])
     distance = np.empty(len(one))
-    for start in range(0, len(one), 10 * CHUNK):
-        part = slice(start, start + 10 * CHUNK)
-        distance[part] = aligned(pixels[rows[one[part]]], pixels[rows[other[part]]])
+    for start in range(0, len(one), CHUNK):
+        part = slice(start, start + CHUNK)
+        a, b = one[part], other[part]
+        distance[part] = _aligned(pixels[rows[a]], pixels[rows[b]], sums[a], sums[b])
         yield 0.6 + 0.4 * min(1.0, start / len(one))
     accepted = _accepted(one, other, distance, len(rows))
     order = np.flatnonzero(accepted)
@@ -81,17 +84,15 @@ def near_duplicates(pixels: NDArray[np.uint8], ids: NDArray[np.uint64]) -> Work[
 
 def _candidates(pixels: NDArray[np.uint8], rows: NDArray[np.int64]) -> Work[NDArray[np.int64]]:
     """Candidate pairs, as one * len(rows) + other, each once."""
-    from sklearn.neighbors import NearestNeighbors
-
     features = np.concatenate([_spectrum(pixels[rows[at : at + CHUNK]]) for at in range(0, len(rows), CHUNK)])
     wanted = min(len(rows), 1 + min(MOST_CANDIDATES, max(LEAST_CANDIDATES, CANDIDATES // len(rows))))
-    finder, found = NearestNeighbors(n_neighbors=wanted, algorithm="brute").fit(features), []
-    for start in range(0, len(rows), CHUNK):
-        others = finder.kneighbors(features[start : start + CHUNK], return_distance=False)
-        ones = np.repeat(np.arange(start, start + len(others)), wanted)
+    found, done = [], 0
+    for ones, _, others in _search.nearest(features, features, wanted):
+        ones = np.repeat(ones, wanted)
         low, high = np.minimum(ones, others.ravel()), np.maximum(ones, others.ravel())
         found.append((low * len(rows) + high)[low < high])
-        yield 0.6 * min(1.0, (start + CHUNK) / len(rows))
+        done += len(others)
+        yield 0.6 * done / len(rows)
     return np.unique(np.concatenate(found))
 
 
@@ -108,17 +109,49 @@ def _spectrum(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def aligned(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.float64]:
     """1 - correlation of pairs of images [N, C, h, w] where they overlap, after the best shift: float64 [N]."""
-    left, right = left.astype(np.float32), right.astype(np.float32)
-    best = np.ones(len(left))
-    high, wide = left.shape[2:]
-    for down in range(-SHIFT, SHIFT + 1):
-        for along in range(-SHIFT, SHIFT + 1):
-            a = left[:, :, max(down, 0) : high + min(down, 0), max(along, 0) : wide + min(along, 0)]
-            b = right[:, :, max(-down, 0) : high + min(-down, 0), max(-along, 0) : wide + min(-along, 0)]
-            a, b = (x.reshape(len(x), -1) - x.mean((1, 2, 3))[:, None] for x in (a, b))
-            both = np.einsum("ij,ij->i", a, b)
-            size = np.sqrt(np.einsum("ij,ij->i", a, a) * np.einsum("ij,ij->i", b, b))
-            best = np.minimum(best, 1 - both / np.maximum(size, 1e-9))
+    return _aligned(left, right, _sums(left), _sums(right))
+
+
+def _windows(high: int, wide: int) -> list[tuple[slice, slice]]:
+    """Where an image overlaps with one that is shifted: those of opposite shifts stand at opposite ends."""
+    steps = range(-SHIFT, SHIFT + 1)
+    return [
+        (slice(max(down, 0), high + min(down, 0)), slice(max(along, 0), wide + min(along, 0)))
+        for down in steps
+        for along in steps
+    ]
+
+
+def _centred(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Images less their means: sums of squares then do not cancel."""
+    return pixels - pixels.mean((1, 2, 3), keepdims=True, dtype=np.float32)
+
+
+def _sums(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Sum, and sum of squares about the mean, in each window of images [N, C, h, w]: float64 [N, 2, windows]."""
+    centred = _centred(pixels)
+    found = np.empty((len(pixels), 2, (2 * SHIFT + 1) ** 2))
+    for place, (down, along) in enumerate(_windows(*pixels.shape[2:])):
+        part = centred[:, :, down, along]
+        total = part.sum((1, 2, 3), dtype=np.float64)
+        found[:, 0, place] = total
+        found[:, 1, place] = np.einsum("ncij,ncij->n", part, part) - total**2 / part[0].size
+    return found
+
+
+def _aligned(
+    left: NDArray[np.uint8], right: NDArray[np.uint8], of_left: NDArray[np.float64], of_right: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """As `aligned`, with the sums of both."""
+    a, b = _centred(left), _centred(right)
+    best, windows = np.ones(len(left)), _windows(*left.shape[2:])
+    for place, ((down, along), (up, back)) in enumerate(zip(windows, reversed(windows), strict=True)):
+        here, there = a[:, :, down, along], b[:, :, up, back]
+        opposite = len(windows) - 1 - place
+        both = np.einsum("ncij,ncij->n", here, there)
+        both = both - of_left[:, 0, place] * of_right[:, 0, opposite] / here[0].size
+        size = np.sqrt(of_left[:, 1, place].clip(0) * of_right[:, 1, opposite].clip(0))
+        best = np.minimum(best, 1 - both / np.maximum(size, 1e-9))
     return np.maximum(best, 0.0)
 
 

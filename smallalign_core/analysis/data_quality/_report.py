@@ -66,7 +66,8 @@ class LabelIssue(Place):
     Attributes:
             given, suggested: class names.
             score: out-of-sample predicted probability of the given label, 0..1.
-            sure: high confidence: a stricter rule agrees, so automatic cleaning would drop it; the others need review.
+            sure: a likely error: a stricter rule agrees, so automatic cleaning would drop it; the others are possible
+                errors and need review.
     """
 
     given: str
@@ -162,7 +163,7 @@ class QualityReport:
         return asdict(self)
 
     def decisions(self) -> Decisions:
-        """The decisions of automatic cleaning: training and validation images with a high-confidence label error,
+        """The decisions of automatic cleaning: training and validation images with a likely label error,
         with equal copies of another label, or with copies in test, are dropped; of other equal copies one is kept.
         Near duplicates need review.
         """
@@ -207,9 +208,7 @@ def _lines(report: QualityReport) -> list[str]:
     for leak in report.leaks[:3]:
         lines.append(f"  {leak.test.where} {'equals' if leak.kind == 'exact' else 'nearly equals'} {leak.train.where}")
     sure = sum(issue.sure for issue in report.label_issues)
-    lines.append(
-        f"suspected label errors: {len(report.label_issues):,}, {sure:,} with high confidence ({report.method})"
-    )
+    lines.append(f"suspected label errors: {len(report.label_issues):,}, {sure:,} of them likely ({report.method})")
     for issue in report.label_issues[:5]:
         lines.append(f"  {issue.where}: label {issue.given}, predicted {issue.suggested}")
     for pair in report.pairs[:3]:

@@ -33,6 +33,8 @@ METRICS: dict[str, Callable[[Scores], float]] = {
     "ECE": lambda scores: scores.ece,
     "Brier": lambda scores: scores.brier,
 }
+LIMITS = {"kb": "file size", "ms": "latency", "accuracy": "accuracy"}
+"""Limits of a target device that a run may exceed."""
 TITLES = {
     "inherited": "Inherited errors",
     "regressions": "Regressions",
@@ -194,7 +196,7 @@ def _frontier(found: ParetoFront | None) -> str:
             f"{one.accuracy:.2%}",
             f"{one.ece:.2%}",
             "yes" if one.dominated_by else "no",
-            "no: " + ", ".join(one.fails) if one.fails else "yes",
+            "no: " + ", ".join(LIMITS[name] for name in one.fails) if one.fails else "yes",
         ]
         for place, one in enumerate(found.candidates)
     ]

@@ -183,9 +183,9 @@ class Landscape:
             if task.run.id not in speeds:
                 speeds[task.run.id] = self._speed(task.run)
             per_loss, per_gradient = speeds[task.run.id]
-            asked, slopes = _counted(task.measure, self.look, len(self._rows(task.run, self._look(task))))
-            seconds += asked * per_loss + slopes * per_gradient
-            losses, gradients = losses + asked, gradients + slopes
+            evaluations, slopes = _counted(task.measure, self.look, len(self._rows(task.run, self._look(task))))
+            seconds += evaluations * per_loss + slopes * per_gradient
+            losses, gradients = losses + evaluations, gradients + slopes
         return {
             "seconds": seconds,
             "losses": losses,
@@ -370,9 +370,9 @@ def landscape(
     Returns:
         `done`: progress in 0..1; at 1 also `report`; or `cost`.
     """
-    asked = Landscape(store, runs, measures, LandscapeSpec(**look))
-    if not start and asked.missing:
-        return {"done": 0.0, "cost": asked.cost()}
-    question = json.dumps([str(store.root.resolve()), [task.key for task in asked.tasks]])
-    report, done = advance(f"landscape {question}", asked.report, patience)
+    measured = Landscape(store, runs, measures, LandscapeSpec(**look))
+    if not start and measured.missing:
+        return {"done": 0.0, "cost": measured.cost()}
+    question = json.dumps([str(store.root.resolve()), [task.key for task in measured.tasks]])
+    report, done = advance(f"landscape {question}", measured.report, patience)
     return {"done": done} if report is None else {"done": 1.0, "report": report}

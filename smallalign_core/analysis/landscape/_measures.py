@@ -120,14 +120,14 @@ def curvature(surface: Surface, *, eigenvalues: int, probes: int, seed: int) -> 
         error over probes; `scaled`: the largest times the squared length of the weights, which does not change when a
         layer is scaled and its next divided; `products`: number of Hessian-vector products.
     """
-    n, asked = surface.size, 0
+    n, evaluations = surface.size, 0
     wanted = min(eigenvalues, n - 2)
     expected = 20 + 4 * wanted + probes
     draws = np.random.Generator(np.random.Philox(key=[seed, 0xCA11]))
 
     def times(vector: NDArray[Any]) -> Generator[None, None, NDArray[np.float64]]:
-        nonlocal asked
-        asked += 1
+        nonlocal evaluations
+        evaluations += 1
         given = torch.from_numpy(np.asarray(vector, np.float32).ravel().copy())
         total = torch.zeros(n, dtype=torch.float64)
         for part in surface.parts:
@@ -157,7 +157,7 @@ def curvature(surface: Surface, *, eigenvalues: int, probes: int, seed: int) -> 
                 next(work)
             except StopIteration as finished:
                 return finished.value
-            yield min(0.99, asked / expected)
+            yield min(0.99, evaluations / expected)
 
     top = yield from shared(by_callback(largest, times))
     traces = []
@@ -169,7 +169,7 @@ def curvature(surface: Surface, *, eigenvalues: int, probes: int, seed: int) -> 
         "trace": float(np.mean(traces)),
         "trace_se": _error(traces),
         "scaled": float(top[0] * float(surface.start.double().square().sum())) if len(top) else None,
-        "products": asked,
+        "products": evaluations,
     }
 
 

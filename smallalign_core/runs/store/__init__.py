@@ -196,15 +196,14 @@ class Store:
             raise Refused("a zoo model with that name exists", given=name, do="choose another name")
         return self.root / "zoo" / name
 
-    def finished(self, reference: str) -> Run:
-        """As `run`, and it is finished.
+    def finished(self, reference: str, *, headless: bool = False) -> Run:
+        """As `run`, and it is finished; its network has a head, unless it may be `headless` (give features only).
 
         Raises:
-            UnknownRun, Refused: it is not there; it is not finished.
+            UnknownRun, Refused: it is not there; it is not finished, or has no head.
         """
         run = self.run(reference)
-        if run.state is not State.FINISHED:
-            raise Refused(f"the run is {run.state}, not finished", given=run.name, do="wait for it, or resume it")
+        run.require_finished(headless=headless)
         return run
 
     def name_of(self, reference: str) -> str:
@@ -225,8 +224,9 @@ class Store:
             BadModel: the weights to start from cannot be used.
         """
         spec = python_files.filled(spec, self.user)
-        network, teachers = spec.network, [self.finished(name) for name in spec.teachers]
-        start = self.finished(spec.start) if spec.start else None
+        network, features = spec.network, spec.of_features
+        teachers = [self.finished(name, headless=features) for name in spec.teachers]
+        start = self.finished(spec.start, headless=True) if spec.start else None
         for run in (*teachers, *([start] if start else [])):
             _take.run(run, self)
         source = data.absolute(spec.data.source)  # the worker may run in another folder
@@ -417,10 +417,10 @@ class Store:
     def studies_that_need(self, run: Run) -> list[str]:
         """Ids of studies that lacked runs which would learn from this one, when they were last looked at."""
         found = []
-        for asked in self.root.glob("studies/[!.]*/study.json"):  # a folder without one is no study, and never ends
+        for file in self.root.glob("studies/[!.]*/study.json"):  # a folder without one is no study, and never ends
             with contextlib.suppress(OSError):  # finished at this moment
-                if run.id in (asked.parent / "needs").read_text(errors="replace").split():
-                    found.append(asked.parent.name)
+                if run.id in (file.parent / "needs").read_text(errors="replace").split():
+                    found.append(file.parent.name)
         return sorted(found)
 
     def count_test_look(self, fingerprint: str, run: str, why: str) -> None:

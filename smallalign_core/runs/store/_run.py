@@ -141,6 +141,26 @@ class Run:
         return (self.folder / "result.json").exists() and self.weights.exists()
 
     @property
+    def headless(self) -> bool:
+        """Whether it is finished and its network has no head: it then gives features, and no class."""
+        return (self.result or {}).get("classes") == []
+
+    def require_finished(self, *, headless: bool) -> None:
+        """Check that it is finished, and has a head unless it may be `headless`.
+
+        Raises:
+            Refused: it is not.
+        """
+        if self.state is not State.FINISHED:
+            raise Refused(f"the run is {self.state}, not finished", given=self.name, do="wait for it, or resume it")
+        if self.headless and not headless:
+            raise Refused(
+                "the network of this run has no head: it gives features, and no class",
+                given=self.name,
+                do=f"train a head on labels first, with `start: {self.id}`, or use it as a teacher with loss embedding",
+            )
+
+    @property
     def status(self) -> dict[str, Any]:
         """The last status of its worker; empty before the first, or if it cannot be read."""
         try:

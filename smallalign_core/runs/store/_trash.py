@@ -20,7 +20,7 @@ from smallalign_core.runs.store._run import Run, State
 from smallalign_core.system.files import write_json
 
 FOLDER = ".trash"
-PLACE = re.compile(r"(.+)-(\d+)")
+PLACE = re.compile(r"(.+)-(\d{19})")  # nanoseconds: no other folder that somebody put there is taken for a run
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ class Pool:
         )
         if known is not None:
             return False if known.busy else known
-        for gone in [one for one, asked in self._waiting.items() if now - asked > LEFT]:
+        for gone in [one for one, since in self._waiting.items() if now - since > LEFT]:
             del self._waiting[gone]
         self._waiting.setdefault(question, now)
         self._waiting[question] = now

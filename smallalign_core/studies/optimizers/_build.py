@@ -209,8 +209,8 @@ def _final_run(seed: int, found: RunStatus) -> FinalRun:
 
 def _gradients(status: dict[str, Any]) -> int | None:
     """Gradient evaluations of a run, plus forward-only evaluations at their relative cost."""
-    asked, without = status.get("gradients"), status.get("evaluations", 0)
-    return None if asked is None else int(asked) + round(without / EVALUATIONS)
+    gradients, without = status.get("gradients"), status.get("evaluations", 0)
+    return None if gradients is None else int(gradients) + round(without / EVALUATIONS)
 
 
 def _sensitivity(trials: Sequence[Trial], best: float | None) -> float | None:

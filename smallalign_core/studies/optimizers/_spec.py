@@ -237,6 +237,12 @@ def parse_study(written: Mapping[str, Any]) -> OptimizerStudySpec:
     if "student" not in written and "optimizer" in student:
         raise BadSpec("a study has no field `optimizer`", do="list optimizers under `optimizers`")
     checked = parse({name: value for name, value in student.items() if name != "optimizer"})
+    if checked.headless:
+        raise BadSpec(
+            "an optimizer study compares accuracies, and this network has no head",
+            given=f"loss {checked.loss.kind}",
+            do="study the run that trains a head with `start`, or use another loss",
+        )
     if "hands_off" not in own:
         usual = offered("hands-off", taught=bool(checked.teacher), layers=isinstance(checked.loss, OfLayers))
         given = own.get("optimizers", ())

@@ -150,7 +150,7 @@ class Cluster:
 
     def _elder(self, name: str) -> Any:
         if name not in self._elders:  # sent once for all runs that need it
-            self._elders[name] = self._ray.put(_payload.dependency(self.store.finished(name)))
+            self._elders[name] = self._ray.put(_payload.dependency(self.store.finished(name, headless=True)))
         return self._elders[name]
 
     def ended(self) -> list[tuple[list[Run], list[Ended]]]:
@@ -191,18 +191,18 @@ class Cluster:
     def _stopped(self) -> Iterator[tuple[list[Run], list[Ended]]]:
         """Stop groups with stop requests for all runs; a group with requests for only some of them continues."""
         for ref, away in list(self._away.items()):
-            asked = [run.pending_request for run in away.runs]
-            if all(asked):
+            requested = [run.pending_request for run in away.runs]
+            if all(requested):
                 with contextlib.suppress(Exception):  # it may have ended already
                     self._ray.cancel(ref, force=True)
                 del self._away[ref]
-                states = [State.CANCELLED if one == "cancel" else State.PAUSED for one in asked]
+                states = [State.CANCELLED if one == "cancel" else State.PAUSED for one in requested]
                 for run, state in zip(away.runs, states, strict=True):
                     away.held[run.id].write_status(
                         ended=state, reason="removed from the cluster; it will restart from the beginning"
                     )
                     away.held[run.id].release()
-                rows = zip(away.runs, states, asked, strict=True)
+                rows = zip(away.runs, states, requested, strict=True)
                 yield away.runs, [{"id": run.id, "state": str(state), "asked": one} for run, state, one in rows]
 
 
@@ -308,9 +308,9 @@ def _take_token() -> bool:
 
 def _healthy(address: str) -> None:
     """Test the connection in a separate process: with another server, or without the token, ray would block."""
-    asked = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=HEALTHY_SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=HEALTHY_SECONDS)
     except subprocess.TimeoutExpired:
         raise BadInput(
             "the server at that address is not a Ray head node", given=address, do="give the port of `ray start --head`"

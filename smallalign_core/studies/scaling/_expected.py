@@ -50,8 +50,8 @@ def expected(spec: ScalingStudySpec, store: Store, folder: Path, device: str = "
         training = loop.Training([run], splits, teacher, device=where)
         step[width] = fastest(training.advance)
         if teacher is not None:
-            views, asked = training.views, teacher
-            shared_step = fastest(lambda: asked.batch_with_targets(views, 0))  # noqa: B023  # called at once
+            views, lesson = training.views, teacher
+            shared_step = fastest(lambda: lesson.batch_with_targets(views, 0))  # noqa: B023  # called at once
             step[width] = max(step[width] - shared_step, 0.1 * step[width])
     if splits is None:
         return 0.0

@@ -419,9 +419,9 @@ def _keep(spec: ScalingStudySpec, store: Store, folder: Path, key: str, made: da
     file = folder / "decisions" / f"{images}-{replicate}.json"
     write_folder(file.parent, {})
     data.Decisions(plain.source, made.by_image).write(file)
-    asked = plain.model_copy(update={"decisions": str(file.resolve())})
-    left = data.load(asked, store.data_cache)
-    run = store.resolve(spec.student.model_copy(update={"data": asked}), left, spec.student.precision)
+    decided = plain.model_copy(update={"decisions": str(file.resolve())})
+    left = data.load(decided, store.data_cache)
+    run = store.resolve(spec.student.model_copy(update={"data": decided}), left, spec.student.precision)
     one = Cleaned(str(run.data.decisions), left.fingerprint, len(made.by_image))
     known = {**cleaned(spec, folder), key: one}  # read again: another worker may have added one meanwhile
     write_json(folder / CLEANED, {key: vars(one) for key, one in known.items()})

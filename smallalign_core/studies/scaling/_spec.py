@@ -15,6 +15,7 @@ from smallalign_core.spec import (
     Augment,
     DataSpec,
     Dkd,
+    Embedding,
     GivenNetwork,
     HintonKd,
     Loss,
@@ -23,7 +24,8 @@ from smallalign_core.spec import (
     RunSpec,
     parse,
 )
-from smallalign_core.spec.parts import FILLED_IN, Part
+from smallalign_core.spec.parts import Part
+from smallalign_core.spec.python import FILLED_IN
 from smallalign_core.studies import base
 
 PROCESSES = ("augment", "optimizer", "distil", "clean")
@@ -196,6 +198,8 @@ class ScalingStudySpec(base.StudySpec):
             raise ValueError(
                 f"loss '{self.loss.kind}' compares layers, which differ between sizes: use a logit loss, such as `kd`"
             )
+        if isinstance(self.loss, Embedding):
+            raise ValueError("loss 'embedding' trains no head, so there is no accuracy to scale: use a logit loss")
         if not self.loss.uses_teacher:
             raise ValueError(f"loss '{self.loss.kind}' does not use a teacher: use `kd` or another distillation loss")
         if self.ladder and not self.teacher:

@@ -52,6 +52,8 @@ class Limits:
 
 
 LIMITS = Limits()
+LOADING = 1024**2
+"""Bytes of a temporary file that libraries of other runtimes may write while they load."""
 
 
 def inspect(file: Path, size: tuple[int, int] = (224, 224), limits: Limits = LIMITS) -> dict[str, Any]:
@@ -167,9 +169,9 @@ def _ask(question: dict[str, Any], file: Path, limits: Limits) -> dict[str, Any]
 def _child(question: dict[str, Any], limits: Limits) -> dict[str, Any]:
     """The command of the sandboxed process, which replies on stdout."""
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ}
-    asked = json.dumps(question | {"limits": asdict(limits)})
+    call = json.dumps(question | {"limits": asdict(limits)})
     return {
-        "args": [sys.executable, "-P", "-B", "-m", "smallalign_core.system.sandbox", asked],
+        "args": [sys.executable, "-P", "-B", "-m", "smallalign_core.system.sandbox", call],
         "stdout": subprocess.PIPE,
         "stderr": subprocess.DEVNULL,
         "start_new_session": True,
@@ -195,19 +197,24 @@ def abilities() -> dict[str, bool]:
 
 
 class SandboxedSession:
-    """An accepted ONNX file, executed in a sandbox process that ends with this object.
+    """An accepted model file, executed in a sandbox process that ends with this object.
 
     Args:
         content: the file's bytes.
         threads: number of threads it may use.
         limits: memory for the whole session; CPU seconds for each call.
+        engine: the Python file whose `opener` loads another runtime than ONNX Runtime.
 
     Raises:
-        BadModel: ONNX Runtime cannot open it within the limits.
+        BadModel: the runtime cannot open it within the limits.
     """
 
-    def __init__(self, content: bytes, *, threads: int = 1, limits: Limits = LIMITS) -> None:
-        question = {"verb": "serve", "bytes": len(content), "threads": threads}
+    def __init__(
+        self, content: bytes, *, threads: int = 1, limits: Limits = LIMITS, engine: Path | None = None
+    ) -> None:
+        question = {"verb": "serve", "bytes": len(content), "threads": threads, "engine": None}
+        if engine is not None:
+            question |= {"engine": str(engine), "written": LOADING}
         self._process = subprocess.Popen(**_child(question, limits), stdin=subprocess.PIPE)
         weakref.finalize(self, _end, self._process)
         self._exchange(content)
@@ -264,7 +271,7 @@ class SandboxedSession:
         code = self._process.returncode
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return BadModel(
-            "the process that runs the ONNX file crashed or exceeded its limits", given=name, do="use another teacher"
+            "the process that runs the model file crashed or exceeded its limits", given=name, do="use another model"
         )
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import runpy
 import sys
 import time
 import zipfile
@@ -113,6 +114,12 @@ def onnx_facts(file: Path, size: list[int], memory: int) -> dict[str, Any]:
         "metadata": kept if sum(map(len, kept.values())) < MOST_METADATA else {},
         **facts,
     }
+
+
+def _onnx_opener() -> Callable[[bytes, int], Any]:
+    import onnxruntime  # noqa: F401  # before memory is limited
+
+    return _opened
 
 
 def _opened(content: bytes, threads: int) -> Any:
@@ -249,7 +256,7 @@ def _trial_shape(shape: list[int | None], size: list[int]) -> list[int]:
     batch, *rest = shape
     last = rest[2] in (1, 3) and rest[0] not in (1, 3)
     wanted = [*size, 3] if last else [3, *size]
-    filled = [known if known is not None else asked for known, asked in zip(rest, wanted, strict=True)]
+    filled = [known if known is not None else trial for known, trial in zip(rest, wanted, strict=True)]
     if math.prod(filled) > 3 * 4096**2 or (batch or 0) > 4096:
         raise Refusal(
             "the model's input images are too large", f"{shape}", "give a model for images of up to 4096 pixels"
@@ -263,7 +270,7 @@ def _words(error: Exception) -> Refusal:
         return Refusal("the model needs more memory than allowed", text[-120:], "give a smaller model")
     if "dimension" in text.lower() or "shape" in text.lower():
         return Refusal("the model does not accept images of this size", text[-160:], "give the input size with --size")
-    return Refusal("ONNX Runtime cannot run the model", text[:160], "export it again")
+    return Refusal("the runtime cannot run the model", text[:160], "export it again")
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------
@@ -291,10 +298,10 @@ def safetensors_facts(file: Path, memory: int) -> dict[str, Any]:
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
-def answer(asked: dict[str, Any]) -> dict[str, Any]:
+def answer(call: dict[str, Any]) -> dict[str, Any]:
     """Facts, or a `Refusal`."""
-    file, memory = Path(asked["file"]), asked["limits"]["memory"]
-    if asked["verb"] == "convert":
+    file, memory = Path(call["file"]), call["limits"]["memory"]
+    if call["verb"] == "convert":
         _seccomp.limit_memory(memory, for_good=False)  # a zip may list millions of files
         kind = kind_of(file)
         _seccomp.lift_memory()
@@ -303,7 +310,7 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
         import torch  # noqa: F401  # before memory is limited
 
         _seccomp.limit_memory(memory)
-        return _checkpoint.convert(file, Path(asked["to"]), asked["which"])
+        return _checkpoint.convert(file, Path(call["to"]), call["which"])
     _seccomp.limit_memory(memory, for_good=False)  # a zip may list millions of files
     kind = kind_of(file)
     _seccomp.lift_memory()
@@ -312,23 +319,27 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
             "the file is a pickle, which can run code when it is read",
             do="write its tensors as safetensors: python -m smallalign_core convert FILE --to FILE.safetensors",
         )
-    found = safetensors_facts(file, memory) if kind == "safetensors" else onnx_facts(file, asked["size"], memory)
+    found = safetensors_facts(file, memory) if kind == "safetensors" else onnx_facts(file, call["size"], memory)
     return {"kind": kind, "bytes": file.stat().st_size, **found}
 
 
-def serve(asked: dict[str, Any], out: BinaryIO) -> None:
-    """Run an accepted ONNX file, which is sent first, on arrays until the input ends.
+def serve(call: dict[str, Any], out: BinaryIO) -> None:
+    """Run an accepted file, which is sent first, on arrays until the input ends.
+
+    The engine is ONNX Runtime, or a file with `opener()`, which loads a runtime and returns a function like `_opened`.
+    Libraries may write temporary files while they load, the model file may not.
 
     Each array is sent as a line of JSON (type, shape) followed by its bytes; an error is such a line alone.
     """
     import numpy as np
-    import onnxruntime  # noqa: F401  # before memory is limited
 
-    _seccomp.limit_memory(asked["limits"]["memory"])
-    content = sys.stdin.buffer.read(asked["bytes"])
-    _seccomp.limit_next(asked["limits"]["seconds"])
+    opened = _onnx_opener() if call["engine"] is None else runpy.run_path(call["engine"])["opener"]()
+    _seccomp.limit(None, 0)
+    _seccomp.limit_memory(call["limits"]["memory"])
+    content = sys.stdin.buffer.read(call["bytes"])
+    _seccomp.limit_next(call["limits"]["seconds"])
     try:
-        session = _opened(content, asked["threads"])
+        session = opened(content, call["threads"])
         _send(out, {"facts": {}})
     except Exception as error:  # noqa: BLE001  # onnxruntime's exceptions share no base class
         _send(out, {"refused": _words(error).parts})
@@ -336,7 +347,7 @@ def serve(asked: dict[str, Any], out: BinaryIO) -> None:
     while line := sys.stdin.buffer.readline():
         door = json.loads(line)
         given = np.frombuffer(sys.stdin.buffer.read(door["bytes"]), door["dtype"]).reshape(door["shape"])
-        _seccomp.limit_next(asked["limits"]["seconds"])
+        _seccomp.limit_next(call["limits"]["seconds"])
         try:
             (found,) = session.run([door["output"]], {door["input"]: given})
             found = np.ascontiguousarray(found, np.float32)
@@ -391,20 +402,20 @@ def attempts(port: int) -> dict[str, bool]:
 
 def main() -> None:
     """Reply to the request in the first argument with one line of JSON."""
-    asked = json.loads(sys.argv[1])
+    call = json.loads(sys.argv[1])
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # library output must not mix with the reply
-    serves = asked["verb"] == "serve"
-    _seccomp.limit(None if serves else asked["limits"]["seconds"], asked.get("written", 0))
+    serves = call["verb"] == "serve"
+    _seccomp.limit(None if serves else call["limits"]["seconds"], call.get("written", 0))
     walls = {"namespace": _seccomp.leave_network(), "seccomp": _seccomp.refuse_calls()}
     if serves:
-        serve(asked, out)
+        serve(call, out)
         os._exit(0)
-    if asked["verb"] == "attempts":
-        _send(out, {"facts": walls | attempts(asked["port"])})
+    if call["verb"] == "attempts":
+        _send(out, {"facts": walls | attempts(call["port"])})
         os._exit(0)
     try:
-        reply: dict[str, Any] = {"facts": answer(asked)}
+        reply: dict[str, Any] = {"facts": answer(call)}
     except Refusal as refusal:
         reply = {"refused": refusal.parts}
     except MemoryError:

@@ -129,10 +129,10 @@ def convert(file: Path, to: Path, which: str | None) -> dict[str, Any]:
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(harmless()):
             held = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        asked = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+        named = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
         raise Refusal(
             "the checkpoint contains objects that would run code when it is read",
-            asked[:160],
+            named[:160],
             "save its state_dict alone, as safetensors",
         ) from None
     except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, NotImplementedError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import math
 import os
 import platform
 from pathlib import Path
@@ -75,12 +76,13 @@ def limit(seconds: int | None, written: int) -> None:
 
 
 def limit_next(seconds: int) -> None:
-    """Limit CPU time from now on, in seconds; each call restarts the limit."""
+    """Limit CPU time from now on to `seconds`, or up to one more; each call restarts the limit."""
     with contextlib.suppress(ImportError):
         import resource
 
         used = resource.getrusage(resource.RUSAGE_SELF)
-        end = int(used.ru_utime + used.ru_stime) + seconds
+        # The kernel counts whole seconds of the process: rounded down, the next image could have next to none.
+        end = math.ceil(used.ru_utime + used.ru_stime) + seconds
         resource.setrlimit(resource.RLIMIT_CPU, (end, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 

@@ -1,4 +1,4 @@
-"""Contract checks of networks and losses: of the library's in its tests, of a user's own by `smallalign check`.
+"""Contract checks of networks, losses, transforms and readers: of the library's in its tests, of a user's by `check`.
 
 A check of a network or of a loss returns what is wrong, in words; empty if nothing is.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 from smallalign_core.errors import SmallAlignError
-from smallalign_core.spec import PythonLoss, PythonNetwork
-from smallalign_core.training.contracts import _losses, _networks
+from smallalign_core.spec import PythonAugment, PythonLoss, PythonNetwork
+from smallalign_core.spec.data import PythonReader
+from smallalign_core.training.contracts import _augmentations, _losses, _networks, _readers
 from smallalign_core.training.contracts._losses import (
     Function as Function,
     averaged as averaged,
@@ -43,6 +45,26 @@ def of_loss(spec: PythonLoss, *, classes: int, zero: bool) -> Iterator[Check]:
         zero: whether it claims to be 0 where the student's logits are the teacher's.
     """
     for name, passed, check in _losses.checks(spec, classes, zero=zero):
+        yield name, partial(_said, passed, check)
+
+
+def of_augmentation(spec: PythonAugment, *, shape: tuple[int, int, int]) -> Iterator[Check]:
+    """The names and checks of a user's transform.
+
+    Args:
+        shape: (channels, height, width) of the images.
+    """
+    for name, passed, check in _augmentations.checks(spec, shape):
+        yield name, partial(_said, passed, check)
+
+
+def of_reader(spec: PythonReader, source: Path) -> Iterator[Check]:
+    """The names and checks of a user's reader.
+
+    Args:
+        source: the folder or file that it reads.
+    """
+    for name, passed, check in _readers.checks(spec, source):
         yield name, partial(_said, passed, check)
 
 

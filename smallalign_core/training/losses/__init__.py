@@ -19,6 +19,7 @@ from smallalign_core.errors import BadSpec
 from smallalign_core.spec import (
     AttentionTransfer,
     CrossEntropy,
+    Embedding,
     FitNets,
     Loss,
     OfLayers,
@@ -26,11 +27,17 @@ from smallalign_core.spec import (
     labels_share,
 )
 from smallalign_core.spec.loss import OfLogits
-from smallalign_core.training.losses import _features, _logits, _python
+from smallalign_core.training.losses import _embedding, _features, _logits, _python
 from smallalign_core.training.losses._balance import (
     NEUTRAL as NEUTRAL,
     ClassBalance as ClassBalance,
     class_balance as class_balance,
+)
+from smallalign_core.training.losses._embedding import (
+    EmbeddingScores as EmbeddingScores,
+    cosine_distance as cosine_distance,
+    embedding_scores as embedding_scores,
+    smooth_l1 as smooth_l1,
 )
 from smallalign_core.training.losses._features import (
     attention as attention,
@@ -54,7 +61,7 @@ class NetworkOutput:
     """The outputs of a network for a batch.
 
     Attributes:
-        logits: float [N, C].
+        logits: float [N, C]; of a network without a head its features, float [N, F].
         features: outputs of inner modules, by module path below the classifier's body.
     """
 
@@ -159,7 +166,11 @@ def projector(loss: Loss, student: NetworkOutput, teacher: NetworkOutput | None)
 
     It is trained and checkpointed with the student, and not exported.
     """
-    if not isinstance(loss, FitNets) or teacher is None:
+    if teacher is None:
+        return None
+    if isinstance(loss, Embedding):
+        return _embedding.projector(student.logits.shape[1], teacher.logits.shape[1])
+    if not isinstance(loss, FitNets):
         return None
     (ours,), (theirs,) = layers(loss)
     return _features.regressor(student.features[ours], teacher.features[theirs])
@@ -215,6 +226,10 @@ def _taught(
     match loss:
         case CrossEntropy() | PythonLoss():
             return {}  # see `terms`
+        case Embedding():
+            if companion is None:
+                raise BadSpec("loss `embedding` needs a trained projector", do="pass the result of `projector`")
+            return _embedding.terms(loss, ours, theirs, companion)
         case FitNets() | AttentionTransfer():
             of_layers = _of_layers(loss, student, teacher, companion)
             if loss.kd_weight:

@@ -127,8 +127,8 @@ def place(loss: OfLayers, student: nn.Module, teacher: nn.Module) -> OfLayers:
         BadSpec: a network has no such layer, the layers cannot be compared, or there are not as many.
     """
     ours, theirs = outputs(student), outputs(teacher)
-    asked = paths(loss.student_layer), paths(loss.teacher_layer)
-    for role, named, there in (("student", asked[0], ours), ("teacher", asked[1], theirs)):
+    requested = paths(loss.student_layer), paths(loss.teacher_layer)
+    for role, named, there in (("student", requested[0], ours), ("teacher", requested[1], theirs)):
         for path in named:
             if path not in there:
                 raise BadSpec(
@@ -138,10 +138,11 @@ def place(loss: OfLayers, student: nn.Module, teacher: nn.Module) -> OfLayers:
                     + (f", or use one of: {offered}" if (offered := _offered(there)) else ""),
                 )
     maps = isinstance(loss, AttentionTransfer) or all(
-        any(len(there[path]) == 3 for path in named or there) for named, there in ((asked[0], ours), (asked[1], theirs))
+        any(len(there[path]) == 3 for path in named or there)
+        for named, there in ((requested[0], ours), (requested[1], theirs))
     )
-    chosen = [named or _choose(there, maps=maps) for named, there in ((asked[0], ours), (asked[1], theirs))]
-    if isinstance(loss, AttentionTransfer) and not any(asked):
+    chosen = [named or _choose(there, maps=maps) for named, there in ((requested[0], ours), (requested[1], theirs))]
+    if isinstance(loss, AttentionTransfer) and not any(requested):
         chosen = [_large(there, found) for there, found in zip((ours, theirs), chosen, strict=True)]
     for role, there, found in (("student", ours, chosen[0]), ("teacher", theirs, chosen[1])):
         wanted, size = ("maps", 3) if maps else ("vectors", 1)
@@ -156,7 +157,7 @@ def place(loss: OfLayers, student: nn.Module, teacher: nn.Module) -> OfLayers:
             )
     many = isinstance(loss, AttentionTransfer)
     count = min(map(len, chosen)) if many else 1
-    if any(len(named) not in (0, count) for named in asked):
+    if any(len(named) not in (0, count) for named in requested):
         raise BadSpec(
             f"loss {loss.kind} compares layers in pairs" if many else f"loss {loss.kind} compares one pair of layers",
             given=f"student: {', '.join(chosen[0])}; teacher: {', '.join(chosen[1])}",

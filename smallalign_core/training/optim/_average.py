@@ -16,20 +16,35 @@ from smallalign_core.system import _compat
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def average(spec: Optimizer, model: nn.Module) -> AveragedModel | None:
-    """The average of an `ema`: call its `update_parameters(model)` after each step. None without an `ema`.
+class Average(AveragedModel):
+    """An exponential average of weights whose decay grows from 0.1 as (1 + step) / (10 + step) (TensorFlow's
+    `num_updates`), so that initial weights do not dominate the average of a short run.
 
-    The decay grows from 0.1 as (1 + step) / (10 + step) (TensorFlow's `num_updates`), so that initial weights do not
-    dominate the average of a short run.
+    torch's own way sends the count of steps to the device and back, for which a GPU has to stop.
     """
-    if not isinstance(spec, Ema):
-        return None
 
-    def follow(averaged: Any, current: Any, count: Any) -> None:
-        share = min(spec.decay, (1 + int(count)) / (10 + int(count)))
-        _compat.foreach_lerp_(averaged, current, 1 - share)
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model)
+        self._decay = decay
 
-    return AveragedModel(model, multi_avg_fn=follow)
+    def update_parameters(self, model: nn.Module) -> None:
+        """Follow `model` by one step; buffers are copied."""
+        count = int(self.n_averaged)  # on the CPU
+        share = min(self._decay, (1 + count) / (10 + count)) if count else 0.0
+        averaged, current = (list(one.parameters()) for one in (self.module, model))
+        with torch.no_grad():
+            if count:
+                _compat.foreach_lerp_(averaged, current, 1 - share)
+            else:
+                _compat.foreach_copy_(averaged, current)
+            for kept, new in zip(self.module.buffers(), model.buffers(), strict=True):
+                kept.copy_(new)
+            self.n_averaged += 1
+
+
+def average(spec: Optimizer, model: nn.Module) -> Average | None:
+    """The average of an `ema`: call its `update_parameters(model)` after each step. None without an `ema`."""
+    return Average(model, spec.decay) if isinstance(spec, Ema) else None
 
 
 def scored(

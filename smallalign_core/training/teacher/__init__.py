@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -15,10 +16,11 @@ from smallalign_core.augment import Batch, Views
 from smallalign_core.data import ImageSet
 from smallalign_core.errors import BadInput, BadSpec
 from smallalign_core.metrics import logits_of
-from smallalign_core.networks import BaseClassifier, Classifier
+from smallalign_core.networks import BaseClassifier, Classifier, Embedder
 from smallalign_core.system import _compat
 from smallalign_core.system.batching import in_batches
 from smallalign_core.training.losses import NetworkOutput, network_output
+from smallalign_core.training.teacher import _top
 from smallalign_core.training.teacher._cache import TeacherCache as TeacherCache
 from smallalign_core.training.teacher._chunk import rounded
 from smallalign_core.training.teacher._index import (
@@ -64,9 +66,10 @@ class Teacher:
 
     Args:
         classifiers: finished or imported classifiers, one or more.
-        classes: the classes of the data.
+        classes: the classes of the data; none where features are wanted, of an `Embedder`.
         layers: paths below the body whose outputs are included; only for a single classifier.
         precision: `bf16` uses autocast.
+        top: only the largest so many logits are kept, see `_top`; None, or as many as classes: all.
 
     Raises:
         BadInput: their classes are not those of the data, in the same order.
@@ -81,6 +84,7 @@ class Teacher:
         *,
         layers: Sequence[str] = (),
         precision: str = "fp32",
+        top: int | None = None,
     ) -> None:
         several = [classifiers] if isinstance(classifiers, BaseClassifier) else list(classifiers)
         for classifier in several:
@@ -100,14 +104,17 @@ class Teacher:
         self._layers, self._precision, self._device = tuple(layers), precision, torch.device(device)
         self._networks = [_cast(one) for one in self._classifiers] if precision == "bf16" else self._classifiers
         self.answered, self.live = 0, True
+        self._top = _top.used(top, len(classes))
 
     def output(self, images: Tensor) -> NetworkOutput:
         """The output for uint8 images [N, channels, H, W]; its logits are float32 [N, C]."""
         self.answered += len(images)
-        with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+        half = self._precision == "bf16"
+        with torch.no_grad(), torch.autocast(self._device.type, torch.bfloat16) if half else contextlib.nullcontext():
             said = [_answer(classifier, images, self._layers) for classifier in self._networks]
             features = {path: made.float() for path, made in said[0].features.items()}
-            return NetworkOutput(rounded(averaged([one.logits.float() for one in said])), features)
+            whole = rounded(averaged([one.logits.float() for one in said]))
+            return NetworkOutput(_top.kept(whole, self._top), features)
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits float32 [N, C] of uint8 images [N, channels, H, W]."""
@@ -138,7 +145,7 @@ def _answer(classifier: BaseClassifier, images: Tensor, layers: Sequence[str]) -
 
 def _cast(classifier: BaseClassifier) -> BaseClassifier:
     """A copy with large weights cast to bf16; autocast would cast them at each call, with the same result."""
-    if not isinstance(classifier, Classifier):
+    if not isinstance(classifier, Classifier | Embedder):
         return classifier
     copied = copy.deepcopy(classifier)
     for module in copied.modules():

@@ -24,10 +24,12 @@ from torch import Tensor
 from smallalign_core.augment import Batch, Views
 from smallalign_core.data import ImageSet
 from smallalign_core.errors import Refused
+from smallalign_core.system.device import to_device
 from smallalign_core.system.files import write_folder
 from smallalign_core.training.losses import NetworkOutput
 from smallalign_core.training.teacher import _chunk, _index
 from smallalign_core.training.teacher._chunk import Chunk, Damaged
+from smallalign_core.training.teacher._device import DeviceCopy
 
 log = logging.getLogger("smallalign")
 
@@ -86,7 +88,8 @@ class TeacherCache:
         self._teacher: LogitSource | None = None
         self._chunks: dict[int, Chunk] = {}
         self._places_in_epoch: dict[int, NDArray[np.int64]] = {}
-        self._made: tuple[int, Batch] | None = None
+        self._made: tuple[int, Batch, Tensor] | None = None
+        self._copy = DeviceCopy()
         self._ready: dict[int, tuple[Batch, NetworkOutput]] = {}
         self._on: dict[str, NDArray[np.float32]] = {}
         self._checked, self._emptied, self._unkept = False, False, False
@@ -137,12 +140,14 @@ class TeacherCache:
         """The batch and logits of `step`, which are present, and those of later steps as far as present."""
         batch, just_made = self.plan.batch, self._made is not None and self._made[0] == step
         places = self._places(views, step, 1 if just_made else self._ahead)
+        if self._made is not None and just_made and places[-1] // batch == places[0] // batch == step:
+            return {step: (self._made[1], NetworkOutput(self.plan.answered(self._made[2])))}
         places = places[: batch + self._there(places[batch:]) // batch * batch]
-        logits, images = self._taken(places)
-        said = torch.from_numpy(logits).to(views.device).float().split(batch)
+        logits, images = self._on_device(places, views.device)
+        said = logits.split(batch)
         if self._made is not None and just_made:
             return {step: (self._made[1], NetworkOutput(said[0]))}
-        made = [None] * len(said) if images is None else torch.from_numpy(images).to(views.device).split(batch)
+        made = [None] * len(said) if images is None else images.split(batch)
         return {
             at: (views(at, own), NetworkOutput(one)) for at, (own, one) in enumerate(zip(made, said, strict=True), step)
         }
@@ -158,7 +163,7 @@ class TeacherCache:
         """Logits [N, C] of images without augmentation, in full precision."""
         name = f"on-{images.fingerprint}.logits"
         if name not in self._on:
-            found = self._read(name, (len(images), self.plan.classes), np.float32)
+            found = self._read(name, (len(images), self.plan.outputs), np.float32)
             if found is None:
                 if self._teacher is None:
                     self._teacher = self._load()
@@ -176,14 +181,14 @@ class TeacherCache:
         """
         first, batch, count = step * self.plan.batch, self.plan.batch, self.plan.count
         places = np.arange(first, first + steps * batch)
-        asked = max(0, self.plan.views * count // batch - step) * batch if self.plan.views else len(places)
-        asked = 0 if self._filled_from(views) is not views else asked
-        if asked < len(places):  # these images occurred before
-            rows, view = views.sample_indices(step + asked // batch, steps - asked // batch)
+        missing = max(0, self.plan.views * count // batch - step) * batch if self.plan.views else len(places)
+        missing = 0 if self._filled_from(views) is not views else missing
+        if missing < len(places):  # these images occurred before
+            rows, view = views.sample_indices(step + missing // batch, steps - missing // batch)
             view = view % self.plan.views
             for number in np.unique(view).tolist():
                 here = np.flatnonzero(view == number)
-                places[asked + here] = number * count + self._met(self._filled_from(views), number)[rows[here]]
+                places[missing + here] = number * count + self._met(self._filled_from(views), number)[rows[here]]
         return places
 
     def _filled_from(self, views: Views) -> Views:
@@ -237,24 +242,20 @@ class TeacherCache:
             return per
         return min(per, -(-self.plan.views * self.plan.count // self.plan.batch) - number * per)
 
-    def _taken(self, places: NDArray[np.int64]) -> tuple[NDArray[np.float16], NDArray[np.uint8] | None]:
-        """(logits, images if cached) at some positions, copied."""
-        chunks, inside = np.divmod(places, self.plan.chunk_steps * self.plan.batch)
-        chunk = self._chunks[int(chunks[0])]
-        if (chunks == chunks[0]).all():
-            return chunk.logits[inside], None if chunk.images is None else chunk.images[inside]
-        logits = np.empty((len(places), self.plan.classes), np.float16)
-        images = np.empty((len(places), *self.plan.shape), np.uint8)
-        complete = True
-        for number in np.unique(chunks):
-            here = np.flatnonzero(chunks == number)
-            chunk = self._chunks[int(number)]
-            logits[here] = chunk.logits[inside[here]]
-            if chunk.images is None:
-                complete = False
-            elif complete:
-                images[here] = chunk.images[inside[here]]
-        return logits, images if complete else None
+    def _on_device(self, places: NDArray[np.int64], device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """(logits float32, images if cached) at some positions; from the device where the whole cache is there."""
+        if not self._copy.tried and self._is_full:
+            self._copy.take([self._chunks[number] for number in sorted(self._chunks)], self.plan.batch, device)
+        if (found := self._copy.at(places, device)) is not None:
+            return self.plan.logits(found[0]), found[1]
+        rows, images = _chunk.gathered(self._chunks, places, self.plan.chunk_steps * self.plan.batch)
+        return self.plan.logits(to_device(rows, device)), None if images is None else to_device(images, device)
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether all steps of fixed views are in open chunks, which later steps read again."""
+        full = -(-self.plan.views * self.plan.count // self.plan.batch)
+        return bool(self.plan.views) and sum(chunk.steps for chunk in self._chunks.values()) == full
 
     # --- filling ------------------------------------------------------------------------------------------------------
 
@@ -273,8 +274,8 @@ class TeacherCache:
                 logits = self._answer(views, batch.images)
                 if self._chunks.get(number) is not chunk:  # emptied: the teacher or the images do not match the cache
                     break
-                chunk.add(logits, batch.images, made)
-                self._made = (at, batch) if filled is views else None
+                chunk.add(logits, batch.images, made, self.plan.rows)
+                self._made = (at, batch, logits) if filled is views else None
                 yield
             else:
                 if chunk.steps == self._whole(number):
@@ -353,6 +354,7 @@ class TeacherCache:
         if chunk.steps <= chunk.saved or self._folder is None:
             return
         if _chunk.steps_in(self._folder / file, self.plan.batch, self.plan.classes) < chunk.steps:
+            chunk.fetch()
             if chunk.images is not None:
                 self._write(f"{number:06d}.images", chunk.images[: chunk.steps * self.plan.batch].tobytes())
             if not self._write(file, chunk.answers()):
@@ -406,13 +408,14 @@ class TeacherCache:
     def _agrees(self, views: Views, number: int, chunk: Chunk) -> bool:
         """Whether about 1% of a chunk's logits match a new forward pass on images rendered again."""
         assert self._teacher is not None
+        chunk.fetch()
         views = self._filled_from(views)
         batch, at = self.plan.batch, self._sample(number, chunk.steps)
         some = np.random.default_rng([number]).permutation(batch)[: max(1, chunk.steps * batch // 100)]
         images = views(number * self.plan.chunk_steps + at).images[torch.from_numpy(some).to(views.device)]
         said = _chunk.rounded(self._teacher.logits(images)).cpu().numpy()
         self.answered += len(some)
-        gap = np.abs(said - chunk.logits[at * batch + some].astype(np.float32)).max(1)
+        gap = np.abs(said - self.plan.logits(torch.from_numpy(chunk.logits[at * batch + some])).numpy()).max(1)
         near = TOLERANCE.get(self.plan.facts["precision"], 0.05) * (1 + np.abs(said).max(1))
         return bool((gap <= near).all())
 
@@ -437,6 +440,7 @@ class TeacherCache:
         self.live, self._emptied = self._emptied, True
         self._warn(f"the teacher logits cache is emptied: {why}")
         self._chunks.clear()
+        self._copy.forget()
         self._ready.clear()
         self._on.clear()
         if self._folder is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ LARGEST = 60_000.0
 
 SEAL = 32
 """Bytes of the SHA-256 at the end of each file."""
+
+
+AT_ONCE = ("cpu",)
+"""Devices from which a step is copied when it is added; a GPU would have to finish its work first."""
+LATER_STEPS, LATER_BYTES = 16, 64 * 1024**2
+"""Max. steps, and max. bytes of their images, that wait on a GPU until they are copied."""
 
 
 class Damaged(Exception):
@@ -64,10 +71,11 @@ class Chunk:
     """Logits of its first `steps` steps; the arrays may have room for more.
 
     Attributes:
-        logits: float16 [steps x batch, classes].
+        logits: float16 [steps x batch, classes]; with the largest K only, rows of `_top.packed`.
         prints: uint64 [steps], the fingerprint of each step's pixels.
         images: uint8 [steps x batch, C, H, W], augmented and not yet mixed; None if rendered each time.
         saved: number of steps in the file.
+        later: (step, logits, pixels, images, `pack`) that are still on a GPU: see `fetch`.
     """
 
     logits: NDArray[np.float16]
@@ -75,6 +83,9 @@ class Chunk:
     images: NDArray[np.uint8] | None
     steps: int = 0
     saved: int = 0
+    later: list[tuple[int, Tensor, Tensor, Tensor, Callable[[Tensor], NDArray[np.float16]]]] = field(
+        default_factory=list
+    )
 
     @classmethod
     def empty(cls, steps: int, batch: int, classes: int, shape: tuple[int, int, int] | None) -> Chunk:
@@ -84,6 +95,7 @@ class Chunk:
 
     def roomy(self, steps: int, batch: int) -> Chunk:
         """The same with room for `steps`, in memory."""
+        self.fetch()
         if len(self.prints) >= steps:
             return self
         shape = None if self.images is None else self.images.shape[1:]
@@ -94,19 +106,56 @@ class Chunk:
                 new[: len(old)] = old
         return grown
 
-    def add(self, logits: Tensor, pixels: Tensor, made: Tensor) -> None:
-        """Append a step: the logits of `pixels`, and the images `made` before any mixing."""
-        rows = slice(self.steps * len(logits), (self.steps + 1) * len(logits))
-        self.logits[rows] = logits.clamp(-LARGEST, LARGEST).half().cpu().numpy()
-        self.prints[self.steps] = fingerprint(pixels)
-        if self.images is not None:
-            self.images[rows] = made.cpu().numpy()
+    def add(self, logits: Tensor, pixels: Tensor, made: Tensor, pack: Callable[[Tensor], NDArray[np.float16]]) -> None:
+        """Append a step: the logits of `pixels`, as the rows that `pack` makes of them, and the images `made` before
+        any mixing.
+
+        Those on a GPU are copied with later ones, so that it need not stop at each step; `fetch` copies them now.
+        """
+        self.later.append((self.steps, logits, pixels, made, pack))
         self.steps += 1
+        waiting = len(self.later)
+        if logits.device.type in AT_ONCE or waiting >= LATER_STEPS or waiting * pixels.nbytes >= LATER_BYTES:
+            self.fetch()
+
+    def fetch(self) -> None:
+        """Copy what is still on a GPU into the arrays."""
+        for step, logits, pixels, made, pack in self.later:
+            rows = slice(step * len(logits), (step + 1) * len(logits))
+            self.logits[rows] = pack(logits)
+            self.prints[step] = fingerprint(pixels)
+            if self.images is not None:
+                self.images[rows] = made.cpu().numpy()
+        self.later.clear()
 
     def answers(self) -> bytes:
         """Logits and fingerprints as bytes for a file."""
+        self.fetch()
         rows = self.steps * (len(self.logits) // len(self.prints))
         return self.logits[:rows].tobytes() + self.prints[: self.steps].tobytes()
+
+
+def gathered(
+    chunks: Mapping[int, Chunk], places: NDArray[np.int64], rows: int
+) -> tuple[NDArray[np.float16], NDArray[np.uint8] | None]:
+    """(logits, images if all chunks have them) at `places`, counted over chunks of `rows` each, copied."""
+    numbers, inside = np.divmod(places, rows)
+    needed = [chunks[number] for number in np.unique(numbers).tolist()]
+    for chunk in needed:
+        chunk.fetch()
+    first = needed[0]
+    if len(needed) == 1:
+        return first.logits[inside], None if first.images is None else first.images[inside]
+    logits = np.empty((len(places), first.logits.shape[1]), np.float16)
+    images = None
+    if all(chunk.images is not None for chunk in needed):
+        images = np.empty((len(places), *first.images.shape[1:]), np.uint8)  # type: ignore[union-attr]
+    for number, chunk in zip(np.unique(numbers).tolist(), needed, strict=True):
+        here = np.flatnonzero(numbers == number)
+        logits[here] = chunk.logits[inside[here]]
+        if images is not None and chunk.images is not None:
+            images[here] = chunk.images[inside[here]]
+    return logits, images
 
 
 def read_answers(file: Path, salt: str, batch: int, classes: int) -> Chunk:

@@ -23,18 +23,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from torch import Tensor
 
 from smallalign_core import augment, data
 from smallalign_core.data import Splits
 from smallalign_core.errors import BadInput
 from smallalign_core.spec import LOOP, Mixing, RunSpec, canonical
+from smallalign_core.spec.precision import QUANTIZER
 from smallalign_core.system.files import is_held, write_folder
 from smallalign_core.system.machine import capability, processor
 from smallalign_core.training import losses
-from smallalign_core.training.teacher import _chunk
+from smallalign_core.training.teacher import _chunk, _top
+from smallalign_core.training.teacher._chunk import rounded
 
 FORMAT = 1
 """Part of every key; increased when the meaning of cache files changes."""
@@ -52,7 +56,8 @@ class CachePlan:
     Attributes:
         key: digest of `facts`.
         facts: everything that determines the logits, as plain values.
-        count: training images; batch: batch size; classes: number of classes; shape: of an image.
+        count: training images; batch: batch size; shape: of an image.
+        outputs: number of classes, or of features; top: number of the largest logits that are kept, None for all.
         views: number of fixed views per image; 0 if every epoch has new ones.
         steps: number of steps with teacher forward passes. With K views they end with epoch K.
         chunk_steps: steps per chunk; depends on the key only, so that longer runs reuse the chunks of shorter ones.
@@ -63,12 +68,30 @@ class CachePlan:
     facts: dict[str, Any]
     count: int
     batch: int
-    classes: int
+    outputs: int
+    top: int | None
     shape: tuple[int, int, int]
     views: int
     steps: int
     chunk_steps: int
     renders: bool
+
+    @property
+    def classes(self) -> int:
+        """Numbers of 16 bits in a row."""
+        return self.outputs if self.top is None else _top.columns(self.top)
+
+    def rows(self, logits: Tensor) -> NDArray[np.float16]:
+        """Logits [N, outputs] as rows float16 [N, classes] of a file."""
+        return rounded(logits).half().cpu().numpy() if self.top is None else _top.packed(logits, self.top)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """Logits float32 [N, outputs] of such rows, where they are."""
+        return rows.float() if self.top is None else _top.unpacked(rows, self.outputs)
+
+    def answered(self, logits: Tensor) -> Tensor:
+        """Logits [N, outputs] as `logits` of their `rows` gives them, without leaving the device."""
+        return _top.kept(logits, self.top)
 
     @property
     def answer_bytes(self) -> int:
@@ -79,13 +102,22 @@ class CachePlan:
         return self.steps * self.batch * math.prod(self.shape) if self.renders else 0
 
 
-def plan(spec: RunSpec, splits: Splits, teachers: Sequence[str], device: torch.device) -> CachePlan | None:
+def _runtime_version() -> str:
+    import onnxruntime  # only for its teachers: training needs none of ONNX
+
+    return str(onnxruntime.__version__)
+
+
+def plan(
+    spec: RunSpec, splits: Splits, teachers: Sequence[str], device: torch.device, width: int | None = None
+) -> CachePlan | None:
     """The cache plan of the resolved `spec`.
 
     Student, loss, optimizer, schedule and the number of epochs are not part of its key.
 
     Args:
         teachers: a digest of each teacher's weights.
+        width: number of features, where the teacher gives these and not logits.
 
     Returns:
         None if it cannot be cached, since the loss compares layers.
@@ -99,7 +131,9 @@ def plan(spec: RunSpec, splits: Splits, teachers: Sequence[str], device: torch.d
     if fixed:
         every = -(-fixed * count // spec.batch)
         steps = every if spec.sampling is not None else min(steps, every)
-    row = math.prod(splits.shape) + 2 * len(splits.classes)
+    outputs = len(splits.classes) if width is None else width
+    top = _top.used(spec.top, outputs) if width is None else None
+    row = math.prod(splits.shape) + 2 * (outputs if top is None else _top.columns(top))
     chunk = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // row) // spec.batch)
     facts = {
         "format": FORMAT,
@@ -119,11 +153,14 @@ def plan(spec: RunSpec, splits: Splits, teachers: Sequence[str], device: torch.d
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         **({} if fixed or spec.sampling is None else {"sampling": spec.sampling}),
-        **({} if spec.answers == "torch" else {"answers": spec.answers, "onnxruntime": onnxruntime.__version__}),
+        **({} if width is None else {"features": width}),
+        **({} if top is None else {"top": top}),
+        **({} if spec.answers == "torch" else {"answers": spec.answers, "onnxruntime": _runtime_version()}),
+        **({"quantizer": QUANTIZER} if spec.answers == "int8" else {}),
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     renders = len(spec.augment) > int(mixes)
-    return CachePlan(key, facts, count, spec.batch, len(splits.classes), splits.shape, fixed, steps, chunk, renders)
+    return CachePlan(key, facts, count, spec.batch, outputs, top, splits.shape, fixed, steps, chunk, renders)
 
 
 @dataclass(frozen=True)
@@ -156,13 +193,13 @@ class CacheIndex:
         self.limit = self._default_limit() if limit is None else limit
 
     def _default_limit(self) -> int:
-        asked = os.environ.get("SMALLALIGN_CACHE_GB") or LIMIT_GB
+        value = os.environ.get("SMALLALIGN_CACHE_GB") or LIMIT_GB
         try:
-            limit = int(float(asked) * 1024**3)
+            limit = int(float(value) * 1024**3)
         except (ValueError, OverflowError):
             raise BadInput(
                 "SMALLALIGN_CACHE_GB is not a number",
-                given=asked,
+                given=value,
                 do="set it to a number of gigabytes, or to 0 to disable the cache",
             ) from None
         there = next(path for path in (self.root, *self.root.resolve().parents) if path.exists())

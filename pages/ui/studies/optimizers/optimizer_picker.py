@@ -99,17 +99,17 @@ def _keep(key: str, chosen: Sequence[Any]) -> None:
 
 def _from_address(key: str, known: Sequence[Any], first: Sequence[Any], *, others: bool = True) -> None:
     """Select the optimizers of the URL, or `first`; with `others`, unknown ones join the custom ones."""
-    asked, wanted = url_state.changed(key), None
-    if asked is not None:
+    linked, wanted = url_state.changed(key), None
+    if linked is not None:
         try:
-            wanted = [_ONE.validate_python(one) for one in json.loads(asked)]
+            wanted = [_ONE.validate_python(one) for one in json.loads(linked)]
             wanted = [one for one in wanted if one != AdamW()] if others else wanted
             if not others and any(one not in known for one in wanted):
                 raise ValueError
         except (ValidationError, ValueError, TypeError, RecursionError):
             wanted = None
             st.warning(
-                f"Invalid link parameter: no such optimizers. Given: {formatting.given(key, asked)}. Select below."
+                f"Invalid link parameter: no such optimizers. Given: {formatting.given(key, linked)}. Select below."
             )
     if wanted is None:
         if f"contenders-{key}" in st.session_state:

@@ -11,7 +11,9 @@ from pages.ui.studies.optimizers import optimizer_picker, results, setup_form
 from pages.ui.widgets import formatting
 from smallalign_core.runs.store import State, Store
 from smallalign_core.studies.lifecycle import Study
-from smallalign_core.studies.optimizers import Arm, OptimizerStudy
+from smallalign_core.studies.optimizers import FAR, Arm, OptimizerStudy
+
+MOST_SEEDS = 100
 
 
 def _size(_: Study, report: OptimizerStudy) -> str:
@@ -43,7 +45,7 @@ def _lost(arm: Arm) -> bool:
 def _extend(study: Study, _: OptimizerStudy) -> dict[str, Any]:
     """More seeds, budgets and optimizers."""
     spec = study.spec
-    seeds = st.number_input("Seeds", spec.seeds, 100, spec.seeds, key="extend-seeds")
+    seeds = st.number_input("Seeds", spec.seeds, MOST_SEEDS, spec.seeds, key="extend-seeds")
     known = sorted({*map(int, setup_form.BUDGETS), *spec.budgets})
     budgets = st.pills(
         "Training budgets",
@@ -59,6 +61,23 @@ def _extend(study: Study, _: OptimizerStudy) -> dict[str, Any]:
         "budgets": tuple(sorted({*spec.budgets, *budgets})),
         "optimizers": (*spec.optimizers, *more),
     }
+
+
+ENOUGH, MANY = 3, 20
+"""Seeds below which nothing is evidence; seeds beyond which an optimizer does not decide how many are added."""
+
+
+def _needed(study: Study, report: OptimizerStudy) -> study_view.Needed | None:
+    """Seeds for the undecided optimizers: for all that need at most `MANY`, else for the one that needs fewest."""
+    open_ones = [found for arm in report.arms if (found := arm.differences.get("accuracy"))]
+    counts = sorted(found.more_seeds for found in open_ones if found.verdict == "undecided" and found.more_seeds)
+    counts += [ENOUGH - 1] if any(found.verdict == "not evidence" for found in open_ones) else []
+    some = [count for count in counts if count <= MANY] or counts[:1]
+    if not some or (more := min(max(some), MOST_SEEDS - study.spec.seeds)) < 1 or some[0] > FAR:
+        return None
+    return study_view.Needed(
+        {"seeds": study.spec.seeds + more}, f"{more} seed{'s' * (more > 1)}", more * len(report.arms)
+    )
 
 
 def _warnings(report: OptimizerStudy) -> None:
@@ -128,5 +147,6 @@ VIEW = study_view.View[OptimizerStudy](
     progress=_progress,
     doing=_doing,
     results=results.draw,
+    needed=_needed,
 )
 """The view of an optimizer study."""

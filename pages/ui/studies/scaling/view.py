@@ -14,11 +14,19 @@ from pages.ui.widgets import url_state
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.studies.ablation import capital
 from smallalign_core.studies.lifecycle import Study
-from smallalign_core.studies.scaling import ROUND, LawReading, ScalingStudy, most_of
+from smallalign_core.studies.scaling import (
+    ROUND,
+    LawReading,
+    ScalingStudy,
+    ScalingStudySpec,
+    most_of,
+)
 from smallalign_core.studies.scaling_law import VACUOUS
 
 Metric = Literal["nll", "error"]
 SCORES: dict[str, str] = {"nll": "NLL", "error": "Error"}
+MOST = 32
+"""Replicates of a study."""
 RUNS = "Total. The default should halve the widest interval, or adds a third if no law is fitted yet."
 
 
@@ -51,16 +59,42 @@ def _extend(study: Study, report: ScalingStudy) -> dict[str, Any] | None:
     """More replicates of all cells, or more runs of an adaptive study."""
     spec = study.spec
     if spec.budget is None:
-        more = {"replicates": st.number_input("Replicates", spec.replicates, 32, spec.replicates, key="extend-draws")}
-    elif spec.budget < (most := most_of(spec)):
-        proposal = report.readings["nll"].proposal
-        first = min(most, spec.budget + (proposal.runs if proposal else spec.budget // ROUND))
-        more = {"budget": st.number_input("Runs", spec.budget, most, first, key="extend-runs", help=RUNS)}
-    else:
-        st.caption("Every cell has the maximum number of replicates. Start a study with more sizes or images instead.")
-        return None
+        more = st.number_input("Replicates", spec.replicates, MOST, spec.replicates, key="extend-draws")
+        return _grown(spec, replicates=more)
+    if spec.budget < (most := most_of(spec)):
+        first = min(most, spec.budget + _more_runs(report))
+        more = st.number_input("Runs", spec.budget, most, first, key="extend-runs", help=RUNS)
+        return _grown(spec, budget=more)
+    st.caption("Every cell has the maximum number of replicates. Start a study with more sizes or images instead.")
+    return None
+
+
+def _grown(spec: ScalingStudySpec, **more: int) -> dict[str, Any]:
+    """The fields that change; the images of further replicates are drawn when it starts."""
     changed = any(getattr(spec, name) != value for name, value in more.items())
     return more | {"fingerprints": (), "pools": ()} if changed else {}
+
+
+def _more_runs(report: ScalingStudy) -> int:
+    """Runs that should halve the widest interval; a third of the present ones where no law is fitted yet."""
+    proposal = report.readings["nll"].proposal
+    return proposal.runs if proposal else max(1, report.total // ROUND)
+
+
+def _needed(study: Study, report: ScalingStudy) -> study_view.Needed | None:
+    """Replicates, or runs of an adaptive study, while any recipe is undecided."""
+    spec, reading = study.spec, report.readings["nll"]
+    if reading.gate is not None and reading.gate.passed and all(one.decided for one in reading.worth):
+        return None
+    if spec.budget is not None:
+        runs = min(_more_runs(report), most_of(spec) - spec.budget)
+        return study_view.Needed(_grown(spec, budget=spec.budget + runs), f"{runs} runs", runs) if runs > 0 else None
+    each = max(1, report.total // report.replicates)
+    more = min(max(1, -(-_more_runs(report) // each)), MOST - spec.replicates)
+    if more < 1:
+        return None
+    words = f"{more} replicate{'s' * (more > 1)}"
+    return study_view.Needed(_grown(spec, replicates=spec.replicates + more), words, more * each)
 
 
 def _doing(study: Study, report: ScalingStudy, store: Store) -> str:
@@ -90,8 +124,11 @@ def _results(report: ScalingStudy, study: Study, _: Store) -> None:
     shown = passed and not all(one.hidden_parameters and one.hidden_images for one in reading.worth)
     if passed:
         headline = f"**{_escaped(_headline(report, reading))}**"
-        if any(one.decided for one in reading.worth):
+        groups = _groups(reading)
+        if groups["better"]:
             st.success(headline, icon=":material/verified:")
+        elif groups["worse"]:
+            st.warning(headline, icon=":material/trending_down:")
         else:
             st.info(headline, icon=":material/balance:")
         for text in report.ship() if metric == "nll" else ():
@@ -121,6 +158,17 @@ def _results(report: ScalingStudy, study: Study, _: Store) -> None:
 
 def _headline(report: ScalingStudy, reading: LawReading) -> str:
     """The result at the target, in a sentence: in parameters, or in images where those are not available."""
+    groups = _groups(reading)
+    listed = "; ".join(f"{what}: {', '.join(labels)}" for what, labels in groups.items() if labels)
+    unit = "images" if all(one.hidden_parameters for one in reading.worth) else "parameters"
+    return (
+        f"At {report.params or 0:,} parameters and {report.images:,} images, in {unit}: {listed}."
+        f"{report.disagreement()}"
+    )
+
+
+def _groups(reading: LawReading) -> dict[str, list[str]]:
+    """The labels of recipes by result."""
     groups: dict[str, list[str]] = {"better": [], "worse": [], "inconclusive": []}
     other = [bool(one.hidden_parameters) for one in reading.worth]
     for one, by_images in zip(reading.worth, other, strict=True):
@@ -128,12 +176,7 @@ def _headline(report: ScalingStudy, reading: LawReading) -> str:
         sure = not hidden and (found.low > 1 or found.high < 1)
         named = f"{one.label} (in images)" if by_images and not all(other) else one.label
         groups["inconclusive" if not sure else "better" if found.low > 1 else "worse"].append(named)
-    listed = "; ".join(f"{what}: {', '.join(labels)}" for what, labels in groups.items() if labels)
-    unit = "images" if all(other) else "parameters"
-    return (
-        f"At {report.params or 0:,} parameters and {report.images:,} images, in {unit}: {listed}."
-        f"{report.disagreement()}"
-    )
+    return groups
 
 
 def _hidden(reading: LawReading) -> str:
@@ -293,5 +336,6 @@ VIEW = study_view.View[ScalingStudy](
     progress=_progress,
     doing=_doing,
     results=_results,
+    needed=_needed,
 )
 """The view of a scaling study."""
