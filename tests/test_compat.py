@@ -130,7 +130,7 @@ def test_every_batch_norm_of_torch_is_one_of_ours() -> None:
 def test_the_compiler_is_loaded_by_the_first_optimizer_and_not_by_inference() -> None:
     code = (
         "import sys, torch; from smallalign_core.system import _compat, batching; seen = lambda: 'torch._dynamo' in "
-        "sys.modules; layer = torch.nn.Linear(2, 2); batching.batch_that_fits(layer, torch.zeros(9, 2)); print(seen()); "
+        "sys.modules; batching.batch_that_fits(torch.nn.Linear(2, 2), torch.zeros(9, 2)); print(seen()); "
         "_compat.load_compiler(); print(seen())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
