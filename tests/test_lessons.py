@@ -13,9 +13,13 @@ from chromium import dashboard, executable, launched
 from streamlit.testing.v1 import AppTest
 
 from pages.ui import lessons
-from pages.ui.lessons import calibration, temperature
+from pages.ui.lessons import calibration, size, temperature, trained as trained_lessons
 from smallalign_core.metrics import fit_temperature, log_softmax
+from smallalign_core.runs.store import Store
+from smallalign_core.service import worker
 from tests.conftest import texts
+
+SHORT = (("temperature", "Entropy"), ("calibration", "NLL"), ("size", "Accuracy"), ("optimizers", "Accuracy"))
 
 
 def number(app: AppTest, label: str) -> float:
@@ -72,6 +76,41 @@ def test_more_rotation_changes_more_classes(shown: Any) -> None:
     assert number(app, "Accuracy, rotated") < number(app, "Accuracy, upright")
 
 
+def trained(app: AppTest, store: Store) -> AppTest:
+    """The page after its button and a worker."""
+    next(button for button in app.button if button.label == "Train 2 networks").click().run()
+    assert not app.exception
+    assert not app.button
+    worker.serve(store, device="cpu", once=True)
+    app.run()
+    assert not app.exception
+    return app
+
+
+@pytest.mark.slow
+def test_a_smaller_student_is_worse(shown: Any, store: Store) -> None:
+    large = trained(shown("lessons", lesson="size", width="16"), store)
+    small = trained(shown("lessons", lesson="size", width="2"), store)
+    for label in ("Accuracy, labels only", "Accuracy, with teacher"):
+        assert number(small, label) + 20 < number(large, label)
+    found = trained_lessons.runs_of(
+        {"2": {"a": size.spec_of(2, teacher=True), "b": size.spec_of(2, teacher=False)}}, store
+    )
+    assert [store.run(row.id).spec.teacher is None for row in found.values()] == [False, True]
+    assert "One seed each: not evidence" in texts(small)
+    again = shown("lessons", lesson="size", width="4")
+    assert [metric.value for metric in again.metric] == ["–", "–"]
+    assert len(again.button) == 1
+
+
+@pytest.mark.slow
+def test_a_rate_may_suit_one_optimizer_alone(shown: Any, store: Store) -> None:
+    low = trained(shown("lessons", lesson="optimizers", rate="0.003"), store)
+    assert number(low, "Accuracy, SGD") + 20 < number(low, "Accuracy, AdamW")
+    high = trained(shown("lessons", lesson="optimizers", rate="0.3"), store)
+    assert number(high, "Accuracy, AdamW") < number(high, "Accuracy, SGD")
+
+
 def test_a_store_without_the_zoo_is_a_sentence(shown: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lessons, "TEACHER", "no such model")
     app = shown("lessons")
@@ -92,7 +131,7 @@ def test_lessons_are_accessible_and_fit_a_phone(tmp_path: Path, scheme: Any) -> 
         browser = launched(playwright, found)
         for width in (400, 1280):
             page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
-            for lesson, label in (("temperature", "Entropy"), ("calibration", "NLL"), ("views", "Label-change rate")):
+            for lesson, label in (*SHORT, ("views", "Label-change rate")):
                 page.goto(f"{address}/lessons?lesson={lesson}")
                 page.get_by_test_id("stMetric").filter(has_text=label).first.wait_for()
                 assert axe.grave(page) == [], (lesson, width)
