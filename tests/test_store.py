@@ -653,7 +653,7 @@ def test_the_zoo_student_can_be_made_again(store: Store) -> None:
 
 
 @pytest.mark.slow
-def test_the_desk_answers_refuses_and_recovers(store: Store) -> None:
+def test_the_backend_answers_refuses_and_recovers(store: Store) -> None:
     asking = BackendClient(store)
     try:
         found = asking.call(Inspect(parse_data("digits")))
