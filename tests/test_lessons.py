@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -120,8 +121,7 @@ def test_a_store_without_the_zoo_is_a_sentence(shown: Any, monkeypatch: pytest.M
 
 @pytest.mark.browser
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_lessons_are_accessible_and_fit_a_phone(tmp_path: Path, scheme: Any) -> None:
+def test_lessons_are_accessible_and_fit_a_phone(tmp_path: Path) -> None:
     if (found := executable()) is None:
         pytest.skip("needs Chromium: install it, or name it in CHROMIUM")
     from playwright.sync_api import sync_playwright
@@ -129,10 +129,10 @@ def test_lessons_are_accessible_and_fit_a_phone(tmp_path: Path, scheme: Any) -> 
     environment = {"OMP_NUM_THREADS": "1"}
     with dashboard(tmp_path / "log.txt", environment=environment) as address, sync_playwright() as playwright:
         browser = launched(playwright, found)
-        for width in (400, 1280):
+        for scheme, width in itertools.product(("light", "dark"), (400, 1280)):
             page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
             for lesson, label in (*SHORT, ("views", "Label-change rate")):
                 page.goto(f"{address}/lessons?lesson={lesson}")
                 page.get_by_test_id("stMetric").filter(has_text=label).first.wait_for()
-                assert axe.grave(page) == [], (lesson, width)
+                assert axe.grave(page) == [], (lesson, scheme, width)
                 assert page.evaluate("document.documentElement.scrollWidth") <= width
