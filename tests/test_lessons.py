@@ -136,3 +136,7 @@ def test_lessons_are_accessible_and_fit_a_phone(tmp_path: Path) -> None:
                 page.get_by_test_id("stMetric").filter(has_text=label).first.wait_for()
                 assert axe.grave(page) == [], (lesson, scheme, width)
                 assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.get_by_test_id("stSidebar").count() == 1
+        page.goto(f"{address}/lessons?lesson=temperature&T=4&embed=true")
+        page.get_by_test_id("stMetric").first.wait_for()
+        assert page.get_by_test_id("stSidebar").count() == 0, "no menu in a lesson that is part of another page"
