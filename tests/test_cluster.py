@@ -276,9 +276,10 @@ def test_nothing_imports_ray_unless_it_is_asked_for() -> None:
 
 
 @pytest.fixture
-def nodes() -> Iterator[Any]:
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head that trains nothing, and two machines that train one group each."""
     pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else anything else that runs here starves its workers
     import warnings
 
     with warnings.catch_warnings():
