@@ -13,6 +13,8 @@ run: $(VENV)/.run
 
 # Everything: style, types, import contracts, unit tests, slow tests, the browser story.
 test fast bench: export OMP_NUM_THREADS ?= 1
+# Where the environment forbids to write bytecode, each of hundreds of processes would compile the library.
+test fast bench: export PYTHONDONTWRITEBYTECODE :=
 test: lint
 	$(BIN)/python -m pytest
 

@@ -151,7 +151,7 @@ async def crowd(port: int, server: psutil.Process, users: int, clicks: int, seco
                 visits.append(visit)
                 await over.wait()
 
-        await _first(port)  # the desk imports, the images are decoded
+        await _first(port)  # the backend imports, the images are decoded
         for _ in range(users):
             group.create_task(stay())
             await asyncio.sleep(0.2)

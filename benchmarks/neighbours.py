@@ -64,7 +64,7 @@ def slow_inputs(place: Path) -> list[str]:
 def measure(rounds: int) -> dict[str, float]:
     """Seconds: medians and longest answers, alone and beside."""
     with tempfile.TemporaryDirectory() as place:
-        desk = BackendClient(Store(Path(place) / "models"), lambda: User(getattr(_thread, "name", "ada")))
+        backend = BackendClient(Store(Path(place) / "models"), lambda: User(getattr(_thread, "name", "ada")))
         try:
             inputs, over = slow_inputs(Path(place)), threading.Event()
 
@@ -73,14 +73,14 @@ def measure(rounds: int) -> dict[str, float]:
                 turn = window
                 while not over.is_set():
                     try:
-                        desk.call(Inspect(parse_data(inputs[turn % len(inputs)])))
+                        backend.call(Inspect(parse_data(inputs[turn % len(inputs)])))
                     except SmallAlignError:
                         turn += 1
 
             def look(seed: int) -> float:
                 began = time.perf_counter()
-                desk.call(AugmentImages(parse_policy(["flip"]), parse_data("digits"), seed=seed))
-                desk.call(Inspect(parse_data("digits")))
+                backend.call(AugmentImages(parse_policy(["flip"]), parse_data("digits"), seed=seed))
+                backend.call(Inspect(parse_data("digits")))
                 return time.perf_counter() - began
 
             for seed in range(3):  # libraries are imported, images decoded
@@ -96,7 +96,7 @@ def measure(rounds: int) -> dict[str, float]:
                 time.sleep(1)
             over.set()
         finally:
-            desk.close()
+            backend.close()
     return {
         "alone_median_s": statistics.median(alone),
         "alone_longest_s": max(alone),

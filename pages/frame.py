@@ -90,12 +90,13 @@ page = st.navigation(
     },
     position="hidden",
 )
-with st.sidebar:  # drawn here: Streamlit's own menu with sections is a list that screen readers cannot follow
-    for name, members in sections.items():
-        with st.container(gap="xxsmall"):
-            st.caption(name)
-            for member in members:
-                st.page_link(member)
+if not st.context.is_embedded:
+    with st.sidebar:  # drawn here: Streamlit's own menu with sections is a list that screen readers cannot follow
+        for name, members in sections.items():
+            with st.container(gap="xxsmall"):
+                st.caption(name)
+                for member in members:
+                    st.page_link(member)
 titles.name("" if page.url_path == "" else page.title)
 status.strip()  # before the page: one that stops early keeps its strip
 url_state.on_page(page.url_path)

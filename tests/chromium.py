@@ -85,7 +85,7 @@ def dashboard(
             yield f"http://127.0.0.1:{port}"
         finally:
             RUNNING.remove(log)
-            processes.end(*processes.marked(mark))  # its worker and its desk too
+            processes.end(*processes.marked(mark))  # its worker and its backend too
 
 
 def launched(playwright: Any, executable: str | None, *flags: str) -> Any:

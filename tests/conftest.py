@@ -260,10 +260,10 @@ def components() -> Any:
 
 
 @pytest.fixture
-def desk_here(components: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def backend_here(components: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages are opened without what costs seconds each time and is the same for all of them.
 
-    The desk answers in this process, over the same lines; another one would import torch.
+    The backend answers in this process, over the same lines; another one would import torch.
     """
 
     def exchange(asking: BackendClient, question: str, _request: object, _timeout: float) -> str:
@@ -280,7 +280,7 @@ Show = Callable[..., "AppTest"]
 
 
 @pytest.fixture
-def shown(store: Store, desk_here: None, monkeypatch: pytest.MonkeyPatch) -> Show:
+def shown(store: Store, backend_here: None, monkeypatch: pytest.MonkeyPatch) -> Show:
     """Open a page of the test's store: `shown("runs", run=...)`."""
     from streamlit.testing.v1 import AppTest
 

@@ -7,7 +7,7 @@ environment variable with this process's mark. So what is still there can be fou
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
+import json
 import os
 import signal
 import subprocess
@@ -98,29 +98,54 @@ def started(
         process.wait()
 
 
-@contextlib.contextmanager
-def forked(work: Callable[[], object]) -> Iterator[Callable[[], bool]]:
-    """`work` in a fork of this process, which has imported torch already: a kill costs no seconds of imports.
+FORKING = """
+import json, os, signal, sys
+from smallalign_core.cli._main import main
+from smallalign_core.service import worker
+from smallalign_core.system._compat import load_compiler
 
-    It is silent and in a session of its own. It and its family are killed in the end. Given is whether it still runs.
-    """
-
-    def alone() -> None:
+load_compiler()
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for line in sys.stdin:
+    pid = os.fork()
+    if not pid:
         os.setsid()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         nowhere = os.open(os.devnull, os.O_RDWR)
         for number in range(3):
             os.dup2(nowhere, number)
-        work()
+        os._exit(main(json.loads(line)))
+    print(pid, flush=True)
+"""
+Forks = Callable[..., contextlib.AbstractContextManager[Callable[[], bool]]]
 
-    process = multiprocessing.get_context("fork").Process(target=alone)
-    process.start()
-    try:
-        yield process.is_alive
-    finally:
-        assert process.pid is not None
-        end_family(process.pid)
-        process.kill()  # if it has no session yet
-        process.join()
+
+@contextlib.contextmanager
+def forking() -> Iterator[Forks]:
+    """Starts command lines as forks of a process that has imported torch and computed nothing: no seconds of imports.
+
+    Not forks of this process: once torch has started threads of its autograd here, a fork cannot train.
+
+    Given is a context of arguments: the process, silent and in a session of its own, killed in the end with its
+    family. What that gives is whether it still runs.
+    """
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with started(python("-c", FORKING), **pipes) as server:
+
+        @contextlib.contextmanager
+        def fork(*arguments: object) -> Iterator[Callable[[], bool]]:
+            server.stdin.write(json.dumps([*map(str, arguments)]) + "\n")
+            server.stdin.flush()
+            process = psutil.Process(int(server.stdout.readline()))
+            try:
+                yield process.is_running
+            finally:
+                end_family(process.pid)
+                with contextlib.suppress(psutil.Error):
+                    process.kill()  # if it has no session yet
+                process.wait(PATIENCE)
+
+        yield fork
 
 
 def run(

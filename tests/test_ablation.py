@@ -305,7 +305,7 @@ def test_policies_share_their_control(store: Store) -> None:
 # --- the doors --------------------------------------------------------------------------------------------------------
 
 
-def test_the_desk_reports_and_starts(store: Store) -> None:
+def test_the_backend_reports_and_starts(store: Store) -> None:
     request = Ablate(tiny(augment=POLICY), "augment", 2)
 
     first = handlers.ablate(store, request).report
@@ -380,7 +380,7 @@ def test_the_command_line_queues(tmp_path: Path, store: Store) -> None:
 
 
 @pytest.fixture
-def panel(store: Store, desk_here: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def panel(store: Store, backend_here: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Draw the panel alone, for a spec in the test's store, beside an empty page of runs that it may link to."""
     monkeypatch.setenv("SMALLALIGN_STORE", str(store.root))
     frame = "import streamlit as st\nst.navigation([st.Page('panel.py', default=True), st.Page('runs.py')]).run()\n"

@@ -123,7 +123,7 @@ def office() -> Iterator[Office]:
 
 @pytest.fixture
 def asking(office: Office, store: Store) -> BackendClient:
-    """A desk of four processes, two a user, and two for long work; the user is the thread's."""
+    """A backend of four processes, two a user, and two for long work; the user is the thread's."""
     made = BackendClient(store, lambda: User(getattr(local, "name", "ada")))
     made.pool = Pool(office, most=4, long=2, each=2)
     return made
@@ -345,7 +345,7 @@ def test_a_dataset_that_never_ends_holds_up_nobody_else(real: BackendClient, tmp
 
 
 @pytest.mark.slow
-def test_processes_are_forked_share_memory_and_end_with_the_desk(real: BackendClient) -> None:
+def test_processes_are_forked_share_memory_and_end_with_the_backend(real: BackendClient) -> None:
     if not backends._start.FORKS:
         pytest.skip("backends are forked on Linux only")
     held = [beside(f"v{at}", lambda at=at: real.call(replace(FLIPPED, seed=at)))
@@ -362,7 +362,7 @@ def test_processes_are_forked_share_memory_and_end_with_the_desk(real: BackendCl
     forking.wait()
     assert real.call(DIGITS).images == 1797, "those that are there go on"
     real.close()
-    assert real.call(DIGITS).images == 1797, "and a closed desk opens again"
+    assert real.call(DIGITS).images == 1797, "and a closed backend opens again"
     real.close()
     for one in family:
         one.wait(PATIENT)

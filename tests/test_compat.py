@@ -25,6 +25,7 @@ from pages.ui import _compat as pages_compat
 from pages.ui.security import auth, middleware
 from smallalign_core.cli import _compat as verbs_compat
 from smallalign_core.cli._main import app
+from smallalign_core.networks import onnx_graph
 from smallalign_core.spec import AdamW, Sgd
 from smallalign_core.system import _compat
 from smallalign_core.training import optim
@@ -127,13 +128,14 @@ def test_every_batch_norm_of_torch_is_one_of_ours() -> None:
 
 
 @pytest.mark.slow
-def test_the_compiler_is_loaded_by_the_first_optimizer() -> None:
+def test_the_compiler_is_loaded_by_the_first_optimizer_and_not_by_inference() -> None:
     code = (
-        "import sys, torch; from smallalign_core.system import _compat; before = 'torch._dynamo' in sys.modules; "
-        "_compat.load_compiler(); print(before, 'torch._dynamo' in sys.modules)"
+        "import sys, torch; from smallalign_core.system import _compat, batching; seen = lambda: 'torch._dynamo' in "
+        "sys.modules; batching.batch_that_fits(torch.nn.Linear(2, 2), torch.zeros(9, 2)); print(seen()); "
+        "_compat.load_compiler(); print(seen())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.split()[1:] == ["True"], done.stderr
+    assert done.stdout.split() == ["False", "True"], done.stderr
 
 
 def test_packed_weights_answer_as_the_layer_and_a_change_leaves_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,3 +306,29 @@ def test_private_parts_of_other_libraries_are_named_in_compat_modules_only() -> 
 
 def test_the_look_for_private_parts_sees_them() -> None:
     assert "streamlit.auth_util.get_secrets_auth_section" in private(ROOT / "pages" / "ui" / "_compat.py")
+
+
+# --- ONNX -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_exporter_builds_its_table_of_operators_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.onnx._internal.exporter import _registration
+
+    _compat._kept_operator_table.cache_clear()
+    built: list[int] = []
+    register = _registration.ONNXRegistry._cleanup_registry_based_on_opset_version
+    monkeypatch.setattr(
+        _registration.ONNXRegistry,
+        "_cleanup_registry_based_on_opset_version",
+        lambda table: (built.append(1), register(table))[1],
+    )
+    original = vars(_registration.ONNXRegistry)["from_torchlib"]
+    torch.manual_seed(0)
+    network, example = nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), torch.randn(2, 4)
+    files = [onnx_graph.of_body(network, example) for _ in range(2)]
+    assert len(built) == 1
+    assert vars(_registration.ONNXRegistry)["from_torchlib"] is original
+    monkeypatch.setattr(_compat, "_kept_operator_table", lambda: None)
+    assert onnx_graph.of_body(network, example) == files[0] == files[1]
+    assert len(built) == 2

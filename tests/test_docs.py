@@ -253,7 +253,8 @@ def outside(tmp_path: Path, *arguments: object) -> None:
 def test_the_first_tutorial_works_as_written(tmp_path: Path) -> None:
     tutorial = DOCS / "tutorial" / "first-student.md"
     (spec,) = blocks(tutorial, "yaml")
-    (tmp_path / "spec.yaml").write_text(spec)
+    assert "epochs: 30\n" in spec
+    (tmp_path / "spec.yaml").write_text(spec.replace("epochs: 30\n", "epochs: 2\n"))  # a minute less, the same commands
     lines = [line for block in blocks(tutorial, "") for line in block.splitlines() if line.startswith("smallalign ")]
     assert len(lines) > 7
     for line in lines:

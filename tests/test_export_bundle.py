@@ -508,7 +508,7 @@ def test_the_demo_brings_its_runtime_and_names_no_host(
         demo_files(b"model", report, "a name", type(PACKAGES)(tmp_path))
 
 
-def test_the_desk_answers_for_a_page(copied: tuple[Store, Run]) -> None:
+def test_the_backend_answers_for_a_page(copied: tuple[Store, Run]) -> None:
     store, run = copied
     assert flat(handlers.bundle(store, Export(run.id, "int8"))) == export.kept_bundle(run, store, "int8")
     with pytest.raises(BadInput, match="Unknown precision"):

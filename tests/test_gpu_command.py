@@ -61,14 +61,15 @@ def test_nothing_is_measured_after_the_time(command: ModuleType) -> None:
     assert set(found.values()) == {"no time"}
 
 
-def test_shares_of_a_step_are_shares(command: ModuleType) -> None:
+def test_shares_of_a_step_are_shares(command: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are of the same steps, so that no load of the machine makes them more than 1."""
-    here, lines = section(command, 5)
+    here, lines = section(command, 600)
+    monkeypatch.setattr(here, "left", lambda parts=1: 5 / parts)  # always: the time is never over
     importlib.import_module("gpu_sections").data_path(here)
     found = values(command, lines)
     shares = [value for name, value in found.items() if name.startswith("share")]
     assert len(shares) == 2
-    assert all(value == "no time" or 0 < value < 1 for value in shares), found
+    assert all(0 < value < 1 for value in shares), found
 
 
 def test_ways_take_turns(command: ModuleType) -> None:
@@ -105,7 +106,9 @@ def test_the_command_ends_in_time_with_all_its_rows(seconds: int, tmp_path: Path
     assert all(f"| {row['name']} |" in done.stdout for row in rows)
     assert {row["section"] for row in rows} == {"machine", "peak"}
     if seconds == 0:
-        assert [row["value"] for row in rows] == ["no time"] * 2
+        peak = {row["value"] for row in rows if row["section"] == "peak"}
+        assert "no time" in peak
+        assert peak <= {"no time", "skipped"}, "of the section, or of each row if it had begun"
     else:
         assert next(row["value"] for row in rows if row["name"] == "torch") == torch.__version__
 

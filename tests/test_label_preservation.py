@@ -193,7 +193,7 @@ def test_what_cannot_be_judged_is_refused(teacher: Classifier, looked: ImageSet)
 # --- the two doors ----------------------------------------------------------------------------------------------------
 
 
-def test_the_desk_shows_what_training_sees_and_judges_it(tmp_path: Path, digits: Splits) -> None:
+def test_the_backend_shows_what_training_sees_and_judges_it(tmp_path: Path, digits: Splits) -> None:
     store = Store()
     policy = parse_policy([SAFE, {"kind": "rotate"}])
     found = augmentation_api.views(
@@ -214,7 +214,7 @@ def test_the_desk_shows_what_training_sees_and_judges_it(tmp_path: Path, digits:
 
 
 @pytest.mark.slow
-def test_the_command_line_writes_a_sheet_and_says_the_same_as_the_desk(tmp_path: Path) -> None:
+def test_the_command_line_writes_a_sheet_and_says_the_same_as_the_backend(tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text(
         "- {kind: shift, pixels: 1}\n- {kind: flip, axis: vertical, probability: 1}\n"
     )

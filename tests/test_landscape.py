@@ -585,7 +585,7 @@ def test_the_page_says_the_cost_then_shows_what_the_command_line_says(
         assert not app.error
         report = landscape.landscape(
             store, [student.id], ["line", "curvature", "predictiveness"], start=False, images=128
-        )["report"]  # the desk measured and kept it
+        )["report"]  # the backend measured and kept it
         table = next(one.value for one in app.dataframe if "Batch norm" in one.value.columns)
         assert table["Batch norm"].tolist() == ["eval"]
         (run,) = report["runs"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ from chromium import dashboard, executable, launched
 from streamlit.testing.v1 import AppTest
 
 from pages.ui import lessons
-from pages.ui.lessons import calibration, temperature
+from pages.ui.lessons import calibration, size, temperature, trained as trained_lessons
 from smallalign_core.metrics import fit_temperature, log_softmax
+from smallalign_core.runs.store import Store
+from smallalign_core.service import worker
 from tests.conftest import texts
+
+SHORT = (("temperature", "Entropy"), ("calibration", "NLL"), ("size", "Accuracy"), ("optimizers", "Accuracy"))
 
 
 def number(app: AppTest, label: str) -> float:
@@ -72,6 +77,41 @@ def test_more_rotation_changes_more_classes(shown: Any) -> None:
     assert number(app, "Accuracy, rotated") < number(app, "Accuracy, upright")
 
 
+def trained(app: AppTest, store: Store) -> AppTest:
+    """The page after its button and a worker."""
+    next(button for button in app.button if button.label == "Train 2 networks").click().run()
+    assert not app.exception
+    assert not app.button
+    worker.serve(store, device="cpu", once=True)
+    app.run()
+    assert not app.exception
+    return app
+
+
+@pytest.mark.slow
+def test_a_smaller_student_is_worse(shown: Any, store: Store) -> None:
+    large = trained(shown("lessons", lesson="size", width="16"), store)
+    small = trained(shown("lessons", lesson="size", width="2"), store)
+    for label in ("Accuracy, labels only", "Accuracy, with teacher"):
+        assert number(small, label) + 20 < number(large, label)
+    found = trained_lessons.runs_of(
+        {"2": {"a": size.spec_of(2, teacher=True), "b": size.spec_of(2, teacher=False)}}, store
+    )
+    assert [store.run(row.id).spec.teacher is None for row in found.values()] == [False, True]
+    assert "One seed each: not evidence" in texts(small)
+    again = shown("lessons", lesson="size", width="4")
+    assert [metric.value for metric in again.metric] == ["–", "–"]
+    assert len(again.button) == 1
+
+
+@pytest.mark.slow
+def test_a_rate_may_suit_one_optimizer_alone(shown: Any, store: Store) -> None:
+    low = trained(shown("lessons", lesson="optimizers", rate="0.003"), store)
+    assert number(low, "Accuracy, SGD") + 20 < number(low, "Accuracy, AdamW")
+    high = trained(shown("lessons", lesson="optimizers", rate="0.3"), store)
+    assert number(high, "Accuracy, AdamW") < number(high, "Accuracy, SGD")
+
+
 def test_a_store_without_the_zoo_is_a_sentence(shown: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lessons, "TEACHER", "no such model")
     app = shown("lessons")
@@ -81,8 +121,7 @@ def test_a_store_without_the_zoo_is_a_sentence(shown: Any, monkeypatch: pytest.M
 
 @pytest.mark.browser
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_lessons_are_accessible_and_fit_a_phone(tmp_path: Path, scheme: Any) -> None:
+def test_lessons_are_accessible_and_fit_a_phone(tmp_path: Path) -> None:
     if (found := executable()) is None:
         pytest.skip("needs Chromium: install it, or name it in CHROMIUM")
     from playwright.sync_api import sync_playwright
@@ -90,10 +129,14 @@ def test_lessons_are_accessible_and_fit_a_phone(tmp_path: Path, scheme: Any) -> 
     environment = {"OMP_NUM_THREADS": "1"}
     with dashboard(tmp_path / "log.txt", environment=environment) as address, sync_playwright() as playwright:
         browser = launched(playwright, found)
-        for width in (400, 1280):
+        for scheme, width in itertools.product(("light", "dark"), (400, 1280)):
             page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
-            for lesson, label in (("temperature", "Entropy"), ("calibration", "NLL"), ("views", "Label-change rate")):
+            for lesson, label in (*SHORT, ("views", "Label-change rate")):
                 page.goto(f"{address}/lessons?lesson={lesson}")
                 page.get_by_test_id("stMetric").filter(has_text=label).first.wait_for()
-                assert axe.grave(page) == [], (lesson, width)
+                assert axe.grave(page) == [], (lesson, scheme, width)
                 assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.get_by_test_id("stSidebar").count() == 1
+        page.goto(f"{address}/lessons?lesson=temperature&T=4&embed=true")
+        page.get_by_test_id("stMetric").first.wait_for()
+        assert page.get_by_test_id("stSidebar").count() == 0, "no menu in a lesson that is part of another page"

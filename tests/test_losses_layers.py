@@ -218,7 +218,7 @@ def test_layers_that_cannot_be_compared_are_refused_in_words(
         assert word in str(caught.value)
 
 
-def test_the_desk_writes_the_layers_down(store: Store) -> None:
+def test_the_backend_writes_the_layers_down(store: Store) -> None:
     resolved = resolve(store, tiny(teacher="digits-teacher", loss="attention"))
     assert resolved.loss.student_layer == "2"  # type: ignore[union-attr]
     assert resolved.loss.teacher_layer == "3"  # type: ignore[union-attr]

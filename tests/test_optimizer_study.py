@@ -981,7 +981,7 @@ print(sorted({{"torch", "sklearn", "onnxruntime"}} & set(sys.modules)))
 # --- the doors --------------------------------------------------------------------------------------------------------
 
 
-def test_the_desk_tells_and_starts(store: Store) -> None:
+def test_the_backend_tells_and_starts(store: Store) -> None:
     cost = handlers.estimate_study(store, EstimateStudy(study_spec()))
     assert (cost.done, lifecycle.listing(store)) == (0, [])
     assert cost.runs == cost.missing > 0

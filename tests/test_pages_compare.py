@@ -29,7 +29,7 @@ PAIR = {"teacher": "digits-teacher", "student": "digits-student"}
 
 
 class Here:
-    """A desk that answers in this process: torch is here already, and starting another one takes seconds."""
+    """A backend that answers in this process: torch is here already, and starting another one takes seconds."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -131,7 +131,7 @@ def test_the_temperature_slider_computes_again_without_asking_a_network(here, sh
     teacher, student = store.run("digits-teacher"), store.run("digits-student")
     splits = data.load(student.data, store.data_cache)
     logits = compare.kept_logits(teacher, splits, "test", store)
-    monkeypatch.setattr(context, "call", None)  # the desk is not needed
+    monkeypatch.setattr(context, "call", None)  # the backend is not needed
     app.select_slider[0].set_value(1.0).run()
 
     assert not app.exception

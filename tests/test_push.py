@@ -21,6 +21,8 @@ from conftest import ROOT, command
 from test_hub import Hub, nowhere
 
 from smallalign_core import data, export
+from smallalign_core.errors import Refused
+from smallalign_core.export import _push
 from smallalign_core.runs.store import Run, Store
 
 Taught = tuple[Store, Run, Run]
@@ -182,6 +184,10 @@ def test_a_repository_that_exists_is_changed_on_request_only(taught: Taught, hub
     assert "exists already (given: hf://me/twice). Choose another name, or add --update" in done.stderr
     assert (hub.root / "me" / "twice" / "model.onnx").read_bytes() == before
     done = push(store, teacher.id, "hf://me/twice", hub.address, tmp_path, "--update")
+    assert done.returncode == 2
+    assert "The repository is public, not private (given: hf://me/twice). Add --public" in done.stderr
+    assert (hub.root / "me" / "twice" / "model.onnx").read_bytes() == before
+    done = push(store, teacher.id, "hf://me/twice", hub.address, tmp_path, "--update", "--public")
     assert done.returncode == 0, done.stderr
     assert (hub.root / "me" / "twice" / "model.onnx").read_bytes() != before
     done = push(store, teacher.id, "hf://me/none", hub.address, tmp_path, "--update")
@@ -189,11 +195,18 @@ def test_a_repository_that_exists_is_changed_on_request_only(taught: Taught, hub
     assert "no such repository" in done.stderr
 
 
+def test_a_repository_is_read_by_those_who_were_named() -> None:
+    for same in (True, False):
+        _push._check_visibility("hf://me/x", private=same, public=not same)
+    with pytest.raises(Refused, match="is private, not public"):
+        _push._check_visibility("hf://me/x", private=True, public=True)
+
+
 def test_what_cannot_be_pushed_is_one_sentence(taught: Taught, hub: ModelHub, tmp_path: Path) -> None:
     store, _, run = taught
     for to, address, environment, words in (
         ("hf://me/x", hub.address, {"HF_TOKEN": ""}, "no token for the Hugging Face hub"),
-        ("hf://me/x", hub.address, {"HF_TOKEN": "hf_other"}, "the hub refused the token"),
+        ("hf://me/x/", hub.address, {"HF_TOKEN": "hf_other"}, "use a token that may write to me."),
         ("hf://me/x", nowhere(), {}, "the hub cannot be reached"),
         ("hf://me/x", hub.address, {"HF_HUB_OFFLINE": "1"}, "the hub's client is offline"),
     ):

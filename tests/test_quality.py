@@ -136,7 +136,7 @@ def test_clean_digits_are_found_clean_and_the_report_is_kept(near_store: Store) 
     while found is None:
         shares.append(done)
         found, done = data_quality.quality(near_store, digits, patience=0.0)
-    assert len(shares) >= 10, "the desk answers others in between"
+    assert len(shares) >= 10, "the backend answers others in between"
     assert shares == sorted(shares)
     report = data_quality.run_check(near_store, DataSpec(source="digits"))
     assert report.duplicates == report.leaks == report.pixels == report.hard == report.warnings == ()
@@ -306,7 +306,7 @@ def test_known_dirt_is_found_and_nothing_else(dirty: Path, store: Store, tmp_pat
     assert "exists already" in refused.stderr
 
 
-def test_the_desk_answers_whoever_may_look(near_store: Store) -> None:
+def test_the_backend_answers_whoever_may_look(near_store: Store) -> None:
     request = {
         "verb": "CheckQuality",
         "values": {"data": {"source": "digits"}, "patience": 0},

@@ -182,7 +182,7 @@ def test_a_damaged_answer_is_an_error_in_three_parts(
         BackendClient(store).call(Inspect(parse_data("digits")))
 
 
-def test_an_answer_comes_as_its_dataclass(store: Store, desk_here: None) -> None:
+def test_an_answer_comes_as_its_dataclass(store: Store, backend_here: None) -> None:
     facts = BackendClient(store).call(Inspect(parse_data("digits")))
     assert isinstance(facts, DatasetFacts)
     assert facts.shape == (1, 8, 8)

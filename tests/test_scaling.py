@@ -424,7 +424,7 @@ def test_a_ladder_wants_teachers_then_their_students(place: Store) -> None:
 # --- doors ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_line_and_the_desk_say_the_same(place: Store, finished: lifecycle.Study, tmp_path: Path) -> None:
+def test_the_command_line_and_the_backend_say_the_same(place: Store, finished: lifecycle.Study, tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump(SCALING))
     told = command("scale", file, "--json", store=place)

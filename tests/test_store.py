@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
@@ -45,11 +44,14 @@ def long_run(store: Store, **fields: object) -> Run:
     return store.submit(resolve(store, tiny(epochs=400, augment=["shift", "rotate"], **fields)))
 
 
-@contextlib.contextmanager
-def one_worker(store: Store) -> Iterator[Callable[[], bool]]:
-    """A worker process until the queue is empty, killed in the end if it has not ended. Given is whether it runs."""
-    with processes.forked(lambda: worker.serve(store, device="cpu", once=True)) as running:
-        yield running
+ONE_WORKER = ("worker", "--once", "--device", "cpu")
+"""Ends when the queue is empty."""
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[processes.Forks]:
+    with processes.forking() as fork:
+        yield fork
 
 
 def work_in_a_thread(store: Store) -> threading.Thread:
@@ -411,7 +413,7 @@ def test_last_and_best_weights_are_both_reported(train: Train) -> None:
 
 
 @pytest.mark.slow
-def test_kill_9_at_random_moments_loses_nothing(store: Store, tmp_path: Path) -> None:
+def test_kill_9_at_random_moments_loses_nothing(forks: processes.Forks, store: Store, tmp_path: Path) -> None:
     """Acknowledged events stay, checkpoints are whole, and the resumed run ends with the same bits."""
     whole = Store(tmp_path / "whole")
     expected = worker.execute(medium(whole, epochs=60), whole, device="cpu")["weights_sha256"]
@@ -421,7 +423,8 @@ def test_kill_9_at_random_moments_loses_nothing(store: Store, tmp_path: Path) ->
     kills = 0
     while run.state is not State.FINISHED:
         known = None
-        with one_worker(store) as running:
+        assert run.state is not State.FAILED, run.status
+        with forks(*ONE_WORKER, "--store", store.root) as running:
             seen = len(run.events())
             while running() and (kills >= 6 or len(run.events()) < seen + draw.randint(2, 12)):
                 time.sleep(0.1 * draw.random())
@@ -650,7 +653,7 @@ def test_the_zoo_student_can_be_made_again(store: Store) -> None:
 
 
 @pytest.mark.slow
-def test_the_desk_answers_refuses_and_recovers(store: Store) -> None:
+def test_the_backend_answers_refuses_and_recovers(store: Store) -> None:
     asking = BackendClient(store)
     try:
         found = asking.call(Inspect(parse_data("digits")))

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
 from conftest import Train, program, tiny
-from test_store import flip_a_byte, one_worker
+from test_store import ONE_WORKER, flip_a_byte, forks as forks
 
 from smallalign_core import export, networks
 from smallalign_core.augment import Views, of_run
@@ -557,13 +558,19 @@ def distilled(store: Store, **fields: Any) -> Run:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", [POLICIES["stream"], POLICIES["fixed"], POLICIES["mixup"]], ids=list(POLICIES)[1:])
-def test_kill_9_at_random_moments_changes_nothing(policy: dict[str, Any], store: Store, tmp_path: Path) -> None:
+def test_kill_9_at_random_moments_changes_nothing(
+    policy: dict[str, Any],
+    forks: processes.Forks,
+    store: Store,
+    tmp_path: Path,
+) -> None:
     whole = Store(tmp_path / "whole")
     expected = runner.execute(distilled(whole, **policy), whole, device="cpu")["weights_sha256"]
     run = store.enqueue(distilled(store, **policy))
     draw, kills = random.Random(0), 0
     while run.state is not State.FINISHED:
-        with one_worker(store) as running:
+        assert run.state is not State.FAILED, run.status
+        with forks(*ONE_WORKER, "--store", store.root) as running:
             seen = len(run.events())
             while running() and (kills >= 4 or len(run.events()) < seen + draw.randint(2, 9)):
                 time.sleep(0.1 * draw.random())

@@ -506,7 +506,7 @@ def test_a_model_that_rolls_dice_is_warned_about(store: Store, tmp_path: Path, d
 
 
 @pytest.mark.slow
-def test_the_command_line_and_the_desk_say_the_same(exported: tuple[Store, Run, Path]) -> None:
+def test_the_command_line_and_the_backend_say_the_same(exported: tuple[Store, Run, Path]) -> None:
     store, _, file = exported
     done = command("import", file, "--data", "digits", "--as", "from-elsewhere", "--json", store=store)
     assert json.loads(done.stdout)["val"]["accuracy"] > 0.98, done.stderr

@@ -156,6 +156,34 @@ def test_tensorboard(taught: Taught, tmp_path: Path) -> None:
     first = board.Scalars("train/loss")[0]
     assert first.wall_time == pytest.approx(run.events("progress")[0]["time"], abs=1e-3)
 
+    folder = Path(said["to"])
+    with pytest.raises(BadInput, match="was exported there before"):
+        trackers.export(run, "tensorboard", str(tmp_path / "board"))
+    for extent in (None, "1 points, running"):  # cut off, and of a run in training
+        (folder / trackers.MARK).unlink()
+        if extent:
+            (folder / trackers.MARK).write_text(extent)
+        trackers.export(run, "tensorboard", str(tmp_path / "board"))
+        assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+    (folder / trackers.MARK).unlink()
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(BadInput, match="has other files"):
+        trackers.export(run, "tensorboard", str(tmp_path / "board"))
+    assert (folder / "notes.txt").read_text() == "mine"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="TensorBoard refused the run"):
+        trackers.export(run, "tensorboard", str(tmp_path / "file"))
+
+
+def test_passwords_in_addresses_are_not_shown() -> None:
+    with (
+        pytest.raises(BadInput) as caught,
+        trackers._answering("MLflow", "https://me:secret@host/x"),
+    ):
+        raise RuntimeError("no answer from https://me:secret@host/x")
+    assert "secret" not in str(caught.value)
+    assert "https://host/x" in str(caught.value)
+
 
 def test_mlflow(taught: Taught, tmp_path: Path) -> None:
     client("mlflow")
@@ -176,6 +204,12 @@ def test_mlflow(taught: Taught, tmp_path: Path) -> None:
     assert one.data.params["optimizer.kind"] == run.spec.optimizer.kind
     assert run.result is not None
     assert one.data.metrics["test/accuracy"] == pytest.approx(run.result["test"]["accuracy"])
+    with pytest.raises(BadInput, match="was exported there before"):
+        trackers.export(run, "mlflow", str(tmp_path / "m.db"))
+    reader.delete_tag(one.info.run_id, trackers.EXTENT)  # as if it had been cut off
+    trackers.export(run, "mlflow", str(tmp_path / "m.db"))
+    (again,) = [found for found in reader.search_runs([place]) if found.data.tags["smallalign.run"] == run.id]
+    assert again.info.run_id != one.info.run_id
     with pytest.raises(BadInput, match="in an existing folder"):
         trackers.export(run, "mlflow", str(tmp_path / "no" / "m.db"))
     (tmp_path / "text").write_text("not a database, but a text of some length")
@@ -219,6 +253,11 @@ def test_wandb_writes_an_offline_run(taught: Taught, tmp_path: Path) -> None:
                 found[name].append((values["_step"], value))
     check(found, run)
     assert config["optimizer.kind"] == run.spec.optimizer.kind
+    with pytest.raises(BadInput, match="was exported there before"):
+        trackers.export(run, "wandb", str(tmp_path))
+    (Path(said["to"]) / trackers.MARK).unlink()
+    trackers.export(run, "wandb", str(tmp_path))
+    assert len(list(tmp_path.glob(f"wandb/*run-*-{run.id}"))) == 1
     with pytest.raises(BadInput, match="folder does not exist"):
         trackers.export(run, "wandb", str(tmp_path / "no"))
     wandb.teardown()  # its service, before the end of the tests ends it

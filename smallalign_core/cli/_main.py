@@ -5,11 +5,12 @@ Exit codes: 0 done, 1 the work failed, 2 bad input. With --json one JSON object 
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from json import dumps as json_of
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.table import Table
@@ -251,11 +252,17 @@ def doctor(
         raise typer.Exit(1)
 
 
+@functools.cache
+def _command() -> Any:
+    """The command line, read from the signatures of its functions once: that takes half a second."""
+    return typer.main.get_command(app)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code; an error that a user can cause is one line on stderr."""
     try:
         with decoding():
-            code = app(arguments, standalone_mode=False)
+            code = _command()(arguments, standalone_mode=False)
         return code if isinstance(code, int) else 0
     except SmallAlignError as error:
         if error.details and "--json" in (sys.argv[1:] if arguments is None else arguments):

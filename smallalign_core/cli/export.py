@@ -181,7 +181,7 @@ def push(
     reference: Reference,
     to: Annotated[str, typer.Argument(metavar="hf://OWNER/NAME", help="A model repository of the Hugging Face hub.")],
     precision: Annotated[Precision, typer.Option("--precision", help="Of the ONNX file.")] = "fp32",
-    public: Annotated[bool, typer.Option("--public", help="Create a repository that everybody can read.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="To a repository that everybody can read.")] = False,
     update: Annotated[bool, typer.Option("--update", help="Commit to a repository that exists.")] = False,
     data_source: MovedOption = None,
     store: StoreOption = MODELS,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import json as jsonlib
+import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -51,16 +53,26 @@ class Tools:
     def _call(self, *verb: str, names: Sequence[str] = ()) -> dict[str, Any]:
         """What a command prints as JSON. Names are never read as options."""
         line = [sys.executable, "-m", "smallalign_core", *verb, "--json", "--store", str(self.store), "--", *names]
+        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(line, text=True, start_new_session=True, **pipes) as process:
+            try:
+                out, err = process.communicate(timeout=LONGEST)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # with the processes that it started
+                raise WorkFailed(f"the command took more than {LONGEST:.0f} seconds", given=" ".join(verb)) from None
         try:
-            done = subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LONGEST)
-        except subprocess.TimeoutExpired:
-            raise WorkFailed(f"the command took more than {LONGEST:.0f} seconds", given=" ".join(verb)) from None
-        try:
-            found: dict[str, Any] = jsonlib.loads(done.stdout)
+            found: dict[str, Any] = jsonlib.loads(out)
         except ValueError:
-            words = done.stderr.strip().splitlines()
-            raise WorkFailed(words[-1] if words else f"exit code {done.returncode}") from None
+            words = err.strip().splitlines()
+            raise WorkFailed(words[-1] if words else f"exit code {process.returncode}") from None
         return found
+
+    def _check_here(self, data: str | None) -> None:
+        """Raises BadInput for a dataset that would be downloaded, which is for the owner of this machine to start."""
+        named = {one["name"]: one["prepared"] for one in self.list_datasets()["datasets"]} | {"digits": True}
+        if data is not None and (data.startswith("hf://") or not named.get(data, True)):
+            do = f"run `smallalign inspect {data}` yourself first"
+            raise BadInput("an assistant does not download datasets", given=data, do=do)
 
     # --- these change no run ---
 
@@ -70,10 +82,7 @@ class Tools:
 
     def inspect_dataset(self, data: DataName) -> dict[str, Any]:
         """Classes, sizes and data-quality findings of a dataset on this machine."""
-        if data.startswith("hf://"):
-            raise BadInput(
-                "an assistant does not download datasets", given=data, do="run `smallalign inspect` yourself"
-            )
+        self._check_here(data)
         return self._call("inspect", names=[data])
 
     def list_runs(
@@ -98,9 +107,12 @@ class Tools:
 
     def submit_run(self, spec: Spec) -> dict[str, Any]:
         """Queue a run and return its id at once. An equal spec is the same run. Paths must be absolute."""
-        if any(each_code(parse(spec))):
+        parsed = parse(spec)
+        if any(each_code(parsed)):
             do = "run `smallalign submit` yourself"
             raise BadInput("an assistant does not start Python files of a user", given="kind: python", do=do)
+        self._check_here(parsed.data.source)
+        self._check_here(parsed.data.unlabeled)
         with tempfile.TemporaryDirectory(prefix="smallalign-") as folder:
             file = Path(folder) / "spec.json"
             file.write_text(jsonlib.dumps(spec))

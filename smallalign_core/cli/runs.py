@@ -27,6 +27,7 @@ from smallalign_core.cli._shared import (
 from smallalign_core.errors import BadInput, Refused
 from smallalign_core.metrics import macro_of
 from smallalign_core.runs import python_files, query, spec_diff, table, trackers
+from smallalign_core.runs.baseline import against
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.runs.table import RunRow
 from smallalign_core.spec import each_code
@@ -99,6 +100,10 @@ def runs_list(
         str, typer.Option("--filter", metavar="QUERY", help="Such as: teacher:resnet acc>0.95 -tag:old sort:-acc")
     ] = "",
     trash: Annotated[bool, typer.Option("--trash", help="List deleted runs instead.")] = False,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="Also by how much test accuracy differs from this run's on the same images."),
+    ] = None,
 ) -> None:
     """List all runs, newest first, and the zoo.
 
@@ -113,10 +118,12 @@ def runs_list(
         _list_trash(place, json)
         return
     found = parsed.select(membership.rows(place))
+    pinned = None if baseline is None else place.finished(baseline)
+    differences = {} if pinned is None else against(found, pinned, place)
     tagged, placed = any(row.tags for row in found), any(row.study for row in found)
     id_column = Column("id or name", no_wrap=True, overflow="fold")  # to be copied
     shown = Table(id_column, "state", "run", "test accuracy", "macro recall", "parameters")
-    for name, there in (("tags", tagged), ("study", placed)):
+    for name, there in (("tags", tagged), ("study", placed), ("against baseline", pinned is not None)):
         if there:
             shown.add_column(name)
     for row in found:
@@ -130,8 +137,16 @@ def runs_list(
             f"{row.params:,}" if row.params else "–",
             *([" ".join(row.tags)] if tagged else []),
             *([row.study[:6]] if placed else []),
+            *([str(differences.get(row.name, ""))] if pinned is not None else []),
         )
-    answer({"runs": [_listed(row) for row in found]}, json, shown)
+    if pinned is not None:
+        shown.caption = f"Against {pinned.name}: points of test accuracy on the same images, paired 95% interval."
+    listed = [
+        _listed(row)
+        | ({} if pinned is None else {"against_baseline": asdict(one) if (one := differences.get(row.name)) else None})
+        for row in found
+    ]
+    answer({"runs": listed}, json, shown)
 
 
 def _list_trash(place: Store, as_json: bool) -> None:

@@ -17,6 +17,7 @@ from smallalign_core.data._files import Entry, regular
 from smallalign_core.data._sets import ImageSet
 from smallalign_core.errors import BadData
 from smallalign_core.spec import DataSpec
+from smallalign_core.spec.data import GROUP
 from smallalign_core.system import limits
 
 GROUPS = ("group", "group_id", "patient", "patient_id", "subject", "subject_id", "person", "person_id", "original")
@@ -28,8 +29,6 @@ VERSION = re.compile(
     re.IGNORECASE,
 )
 """How editors and augmenters call what they make of an image: its name, and what was done."""
-
-MARK = "{group}"
 
 
 def matcher(pattern: str) -> Callable[[str], str | None]:
@@ -43,7 +42,7 @@ def matcher(pattern: str) -> Callable[[str], str | None]:
         at, wild, group = 0, "", None
         for place, piece in enumerate(pieces):
             if place % 2:
-                wild = piece if wild != MARK else wild
+                wild = piece if wild != GROUP else wild
                 continue
             last = place == len(pieces) - 1
             if not piece and not last:
@@ -56,7 +55,7 @@ def matcher(pattern: str) -> Callable[[str], str | None]:
                 begin = text.find(piece, at)
             if begin < 0:
                 return None
-            if wild == MARK:
+            if wild == GROUP:
                 group = text[at:begin]
             at, wild = begin + len(piece), ""
         return group if at == len(text) else None
@@ -70,7 +69,7 @@ def table_of(spec: DataSpec) -> Path | None:
     Raises:
         BadData: there is none.
     """
-    if spec.groups is None or MARK in spec.groups:
+    if spec.groups is None or GROUP in spec.groups:
         return None
     named = Path(spec.groups).expanduser()
     source = Path(spec.source).expanduser()
@@ -81,7 +80,7 @@ def table_of(spec: DataSpec) -> Path | None:
     raise BadData(
         "the table of groups does not exist",
         given=spec.groups,
-        do=f"give a CSV with the columns filename and group, or a pattern such as {MARK}_*",
+        do=f"give a CSV with the columns filename and group, or a pattern such as {GROUP}_*",
     )
 
 

@@ -348,17 +348,16 @@ def metadata_of(run: Run) -> dict[str, Any]:
 
 def described(spec: RunSpec, id: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """The same of what a run is: its spec, id and result."""
-    places = {"source": spec.data.source, "unlabeled": spec.data.unlabeled}
-    named = {field: place and Path(place).name for field, place in places.items()}
-    bare: dict[str, Any] = {"data": spec.data.model_copy(update=named)}
+    kept = spec.data.labeled().without_folders()
+    bare: dict[str, Any] = {"data": spec.data.without_folders()}
     if isinstance(spec.network, GivenNetwork) and spec.network.weights is not None:  # no paths leave the house
         bare["network"] = spec.network.model_copy(update={"weights": Path(spec.network.weights).name})
     return {
         "run": id,
         "classes": result["classes"],
         "input_shape": result["input_shape"],
-        "data": {"source": named["source"], "fingerprint": spec.data.fingerprint},
-        "data_spec": spec.data.labeled().model_dump(mode="json", exclude_defaults=True) | {"source": named["source"]},
+        "data": {"source": kept.source, "fingerprint": spec.data.fingerprint},
+        "data_spec": kept.model_dump(mode="json", exclude_defaults=True),
         "spec": to_yaml(with_code(spec.model_copy(update=bare), _without_folder)),
         "scores": {split: {key: result[split][key] for key in SCORES} for split in ("val", "test")},
         "temperature": result["temperature"],

@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +69,15 @@ def push(
 
     Args:
         address: `hf://owner/name`.
-        public: whether everybody can read a repository that is created now.
+        public: whether everybody can read the repository: the one created now, or that of `update`.
         update: commit to a repository that exists, instead of refusing it.
 
     Raises:
         BadInput: the address cannot be read; there is no token; the repository exists; the hub refuses, or does not
             answer.
         MissingExtra: huggingface_hub is not installed.
-        Refused: the run is not finished, or was imported.
+        Refused: the run is not finished, or was imported; the repository that exists is public, and `public` was not
+            given, or the other way round.
     """
     named = ADDRESS.fullmatch(address)
     if named is None or ".." in address:
@@ -92,14 +94,39 @@ def push(
     report = kept_bundle(run, store, precision) or bundle(run, store, precision=precision)
     files = files_of(run, store, report, named[1])
     api, repo = hub.HfApi(), named[1]
-    with _answering(address), _quiet(hub):
-        if not update:
-            api.create_repo(repo, private=not public)
+    with _answering(address, repo), _quiet(hub):
+        if update:
+            _check_visibility(address, private=bool(api.model_info(repo).private), public=public)
+        else:
+            _create(api, repo, address, private=not public)
         adds = [hub.CommitOperationAdd(name, content) for name, content in files.items()]
         made = api.create_commit(repo, adds, commit_message=f"SmallAlign run {run.id}, {precision}")
         private = bool(api.model_info(repo).private)
     names = tuple(files)
     return Pushed(repo, f"{api.endpoint}/{repo}", made.oid, private, run.id, report["sha256"], names)
+
+
+def _check_visibility(address: str, *, private: bool, public: bool) -> None:
+    """A commit goes to those who can read the repository as it is: not to everybody without `public`.
+
+    Raises:
+        Refused: the repository is public and was not named so, or the other way round.
+    """
+    if private == public:
+        is_, other = ("private", "public") if private else ("public", "private")
+        do = "leave --public out, or change its visibility on the hub" if private else "add --public to upload to it"
+        raise Refused(f"the repository is {is_}, not {other}", given=address, do=do)
+
+
+def _create(api: Any, repo: str, address: str, *, private: bool) -> None:
+    errors = extras.load("huggingface_hub.errors", WHAT)
+    try:
+        api.create_repo(repo, private=private)
+    except errors.HfHubHTTPError as error:
+        if error.response.status_code != HTTPStatus.CONFLICT:
+            raise
+        do = "choose another name, or add --update to commit to it"
+        raise BadInput("the repository exists already", given=address, do=do) from None
 
 
 def files_of(run: Run, store: Store, report: dict[str, Any], repo: str) -> dict[str, bytes]:
@@ -216,7 +243,7 @@ def _quiet(hub: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _answering(address: str) -> Iterator[None]:
+def _answering(address: str, repo: str) -> Iterator[None]:
     """Errors of the hub and its client as one sentence."""
     errors = extras.load("huggingface_hub.errors", WHAT)
     host = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
@@ -231,11 +258,8 @@ def _answering(address: str) -> Iterator[None]:
         raise BadInput("there is no such repository, or the token may not see it", given=address, do=do) from None
     except errors.HfHubHTTPError as error:
         code = error.response.status_code
-        if code == 409:
-            do = "choose another name, or add --update to commit to it"
-            raise BadInput("the repository exists already", given=address, do=do) from None
         if code in (401, 403):
-            do = f"use a token that may write to {address.split('/')[-2]}"
+            do = f"use a token that may write to {repo.partition('/')[0]}"
             raise BadInput("the hub refused the token", given=f"{address} at {host}", do=do) from None
         words = " ".join(str(error).split())[:150]
         raise BadInput(

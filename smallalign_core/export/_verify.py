@@ -27,6 +27,7 @@ from smallalign_core.metrics import logits_of, score
 from smallalign_core.runs import class_names, imported
 from smallalign_core.runs.store import Run, Store
 from smallalign_core.spec import DataSpec, parse_data
+from smallalign_core.spec.data import GROUP
 from smallalign_core.spec.target import Target, target_of
 from smallalign_core.system import extras, sandbox
 
@@ -284,12 +285,36 @@ def _images_for(facts: dict[str, Any], run: Run | None, store: Store, data_sourc
     """The images for testing a file: those given, the run's, or those of its metadata."""
     kept = {key: value for key, value in facts.get("data_spec", {}).items() if key != "fingerprint"}
     if data_source is not None:  # divided as the file's own data was, so that its test images are found again
-        return data.load(parse_data({**kept, "source": data_source}), store.data_cache)
+        spec = _with_files(parse_data({**kept, "source": data_source}), run)
+        return data.load(spec, store.data_cache)
     if run is not None:
         return data.load(run.data, store.data_cache)
     if kept:
-        return data.load(DataSpec.model_validate(kept), store.data_cache)
+        return data.load(_with_files(DataSpec.model_validate(kept), None), store.data_cache)
     raise BadInput("the file's metadata has no dataset", do="add --data or --run")
+
+
+def _with_files(spec: DataSpec, run: Run | None) -> DataSpec:
+    """The files that a spec from a model file names, where they are here: those of the run, or in the current folder,
+    the dataset's, or the one above it. Names only: a model file does not choose which file of this machine is run.
+    """
+    own, source = DataSpec(source="-") if run is None else run.data, Path(spec.source).expanduser()
+
+    def place(given: str, known: str | None) -> str:
+        name = Path(given).name
+        places = [Path(name), source / name, source.parent / name]
+        places[:0] = [Path(known)] if known and Path(known).name == name else []
+        return next((str(file.resolve()) for file in places if file.is_file()), name)
+
+    found: dict[str, Any] = {}
+    if spec.decisions is not None:
+        found["decisions"] = place(spec.decisions, own.decisions)
+    if spec.groups is not None and GROUP not in spec.groups:
+        found["groups"] = place(spec.groups, own.groups)
+    if spec.reader is not None and spec.reader.file is not None:
+        file = place(spec.reader.file, own.reader.file if own.reader else None)
+        found["reader"] = spec.reader.model_copy(update={"file": file})
+    return spec.model_copy(update=found)
 
 
 # --- files of others --------------------------------------------------------------------------------------------------

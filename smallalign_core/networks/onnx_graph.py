@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from smallalign_core.errors import BadModel
 from smallalign_core.system import usercode
+from smallalign_core.system._compat import one_operator_table
 from smallalign_core.system.batching import by_pixels
 
 OPSET = 20
@@ -54,7 +55,7 @@ def exporting(body: nn.Module) -> Iterator[None]:
         BadModel: the network has an operation that ONNX, or torch's exporter, does not.
     """
     try:
-        with quiet():
+        with quiet(), one_operator_table():
             yield
     except Exception as error:
         if isinstance(error, MemoryError | OSError):

@@ -1,7 +1,7 @@
 """The record of a run for experiment trackers: CSV, TensorBoard, MLflow, Weights & Biases. Everything stays local.
 
-One reader, `history`, takes numbers from `events.jsonl`; each tracker's function writes what it returns. An existing
-record of the same run is never overwritten, and never written twice.
+One reader, `history`, takes numbers from `events.jsonl`; each tracker's function writes what it returns. A record of a
+run is never written twice; one that was cut off, or that the run has outgrown since, is replaced. Nothing else is.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import contextlib
 import csv
 import io
 import logging
+import re
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -33,6 +35,8 @@ VALIDATION = (
     *("embedding_loss", "cosine"),
 )
 TEST = ("accuracy", "macro_recall", "nll", "ece")
+MARK, EXTENT = "smallalign.txt", "smallalign.extent"
+"""The file, and MLflow's tag, that are written last: they say how much of the run a record has."""
 AT_ONCE = 1000
 """Metrics that MLflow takes in one call."""
 LONGEST = 500
@@ -75,6 +79,11 @@ class History:
     params: Mapping[str, str]
     points: tuple[Point, ...]
     summary: Mapping[str, float]
+
+    @property
+    def extent(self) -> str:
+        """How much of the run the record has."""
+        return f"{len(self.points)} points, {self.state}"
 
 
 @dataclass(frozen=True)
@@ -165,10 +174,14 @@ def _csv(known: History, to: str | None) -> Exported:
 def _tensorboard(known: History, to: str | None) -> Exported:
     extras.require("tensorboard", "export to TensorBoard")
     folder = Path(to or "tensorboard") / known.id
-    _absent(folder.exists(), known, folder)
+    if folder.exists():
+        _incomplete(known, _marked(folder), folder)
+        if any(file.name != MARK and not file.name.startswith("events.out.tfevents.") for file in folder.iterdir()):
+            raise BadInput("the folder has other files", given=folder, do="name another place with --at")
+        shutil.rmtree(folder)
     from torch.utils.tensorboard import SummaryWriter
 
-    with _quiet(), SummaryWriter(str(folder)) as board:
+    with _quiet(), _answering("TensorBoard", str(folder)), SummaryWriter(str(folder)) as board:
         lines = "\n".join(f"| {name} | {value} |" for name, value in known.params.items())
         board.add_text("spec", f"| field | value |\n|---|---|\n{lines}", 0, known.points[0].time)
         for point in known.points:
@@ -177,6 +190,7 @@ def _tensorboard(known: History, to: str | None) -> Exported:
         last = known.points[-1]
         for name, value in known.summary.items():
             board.add_scalar(name, value, last.step, last.time)
+    write(folder / MARK, known.extent)
     return _exported(known, "tensorboard", str(folder))
 
 
@@ -191,11 +205,13 @@ def _mlflow(known: History, to: str | None) -> Exported:
         if not Path(address).absolute().parent.is_dir() or Path(address).is_dir():
             raise BadInput("MLflow keeps its database in a file", given=address, do="name one in an existing folder")
         address = f"sqlite:///{Path(address).absolute()}"
-    with _quiet(), _answering(address):
+    with _quiet(), _answering("MLflow", address):
         client = mlflow.MlflowClient(tracking_uri=address)
         experiment = client.get_experiment_by_name(PROJECT)
         place = client.create_experiment(PROJECT) if experiment is None else experiment.experiment_id
-        _absent(bool(client.search_runs([place], f"tags.`smallalign.run` = '{known.id}'")), known, address)
+        for earlier in client.search_runs([place], f"tags.`smallalign.run` = '{known.id}'"):
+            _incomplete(known, earlier.data.tags.get(EXTENT), _shown(address))
+            client.delete_run(earlier.info.run_id)
         times = [round(1000 * point.time) for point in known.points]
         tags = {"smallalign.run": known.id, "smallalign.tags": " ".join(known.tags), "mlflow.note.content": known.notes}
         made = client.create_run(place, start_time=times[0], run_name=known.name, tags=tags).info.run_id
@@ -213,7 +229,8 @@ def _mlflow(known: History, to: str | None) -> Exported:
             client.log_batch(made, params=params[at : at + 100])
         ended = {State.FINISHED: "FINISHED", State.FAILED: "FAILED", State.CANCELLED: "KILLED"}
         client.set_terminated(made, ended.get(known.state, "RUNNING"), times[-1])
-    return _exported(known, "mlflow", address)
+        client.set_tag(made, EXTENT, known.extent)
+    return _exported(known, "mlflow", _shown(address))
 
 
 def _wandb(known: History, to: str | None) -> Exported:
@@ -221,7 +238,9 @@ def _wandb(known: History, to: str | None) -> Exported:
     folder = Path(to or ".")
     if not folder.is_dir():
         raise BadInput("the folder does not exist", given=folder, do="create it, or name another with --at")
-    _absent(any(folder.glob(f"wandb/*run-*-{known.id}")), known, folder / "wandb")
+    for earlier in folder.glob(f"wandb/*run-*-{known.id}"):
+        _incomplete(known, _marked(earlier), folder / "wandb")
+        shutil.rmtree(earlier)
     settings = wandb.Settings(
         mode="offline",  # `wandb sync` uploads it, if its owner wants to
         silent=True,
@@ -233,13 +252,15 @@ def _wandb(known: History, to: str | None) -> Exported:
         x_disable_machine_info=True,
     )
     about = {"project": PROJECT, "id": known.id, "name": known.name, "notes": known.notes, "tags": list(known.tags)}
-    with _quiet():
+    with _quiet(), _answering("Weights & Biases", str(folder)):
         made = wandb.init(dir=str(folder), config=dict(known.params), settings=settings, reinit="create_new", **about)
         for point in known.points:
             made.log({"epoch": point.epoch, "_timestamp": point.time, **point.values}, step=point.step)
         made.summary.update(dict(known.summary))
         made.finish()
-    return _exported(known, "wandb", str(Path(made.dir).parent))
+        place = Path(made.dir).parent
+        write(place / MARK, known.extent)
+    return _exported(known, "wandb", str(place))
 
 
 def _trackio(known: History, _: str | None) -> Exported:
@@ -264,9 +285,21 @@ def _exported(known: History, tracker: Tracker, to: str) -> Exported:
     return Exported(to, known.id, tracker, len(known.points), numbers)
 
 
-def _absent(there: bool, known: History, place: object) -> None:
-    if there:
+def _incomplete(known: History, extent: str | None, place: object) -> None:
+    """Raises where a record of this run, of which `extent` was written at its end, is whole."""
+    if extent == known.extent:
         raise BadInput(f"the run {known.id} was exported there before", given=place, do="name another place with --at")
+
+
+def _marked(folder: Path) -> str | None:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return (folder / MARK).read_text("utf-8")
+    return None
+
+
+def _shown(address: str) -> str:
+    """An address without the user's name and password."""
+    return re.sub(r"(?<=://)[^/@]*@", "", address)
 
 
 @contextlib.contextmanager
@@ -283,12 +316,12 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _answering(address: str) -> Iterator[None]:
-    """One sentence where MLflow's server, or its database, cannot be used."""
+def _answering(tracker: str, address: str) -> Iterator[None]:
+    """One sentence where a client, its server or its database cannot be used."""
     try:
         yield
     except SmallAlignError:
         raise
     except Exception as found:  # noqa: BLE001  # its errors, those of its databases and of its HTTP client
-        words = " ".join(str(found).split())[:150]
-        raise BadInput(f"MLflow refused the run: {words}", given=address, do="check the address") from None
+        words = _shown(" ".join(str(found).split())[:150])
+        raise BadInput(f"{tracker} refused the run: {words}", given=_shown(address), do="check the address") from None

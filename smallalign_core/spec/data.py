@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -22,6 +23,10 @@ class Columns(Part):
     path: Annotated[ColumnName, Field(description="Column with the path of each image, relative to the table.")] = None
     label: Annotated[ColumnName, Field(description="Column with the class.")] = None
     split: Annotated[ColumnName, Field(description="Column with train, validation or test.")] = None
+
+
+GROUP = "{group}"
+"""What stands for the group in a pattern of `groups`."""
 
 
 class PythonReader(Code):
@@ -151,3 +156,11 @@ class DataSpec(Part):
         if not self.has_labels:
             return self
         return self.model_copy(update={"unlabeled": None, "unlabeled_fingerprint": None})
+
+    def without_folders(self) -> DataSpec:
+        """The same with the names of its files in place of their paths. A pattern of groups stays."""
+        names = ["source", "unlabeled", "decisions", *(["groups"] if GROUP not in (self.groups or GROUP) else [])]
+        found: dict[str, Any] = {name: Path(value).name for name in names if (value := getattr(self, name))}
+        if self.reader is not None and self.reader.file is not None:
+            found["reader"] = self.reader.model_copy(update={"file": Path(self.reader.file).name})
+        return self.model_copy(update=found)

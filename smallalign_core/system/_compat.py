@@ -7,8 +7,9 @@ Import this module only where torch is needed anyway.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -182,3 +183,36 @@ def packed_linear(linear: nn.Linear) -> Callable[[Tensor], Tensor] | None:
     except (AttributeError, RuntimeError, TypeError):
         return None
     return forward
+
+
+# --- ONNX -------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def one_operator_table() -> Iterator[None]:
+    """Let `torch.onnx.export` build its table of operators once per process: it parses hundreds of functions for it.
+
+    Only in this context, since others might register operators in the table. Fallback: one table per export.
+    """
+    kept = _kept_operator_table()
+    if kept is None:
+        yield
+        return
+    owner, original, cached = kept
+    owner.from_torchlib = cached
+    try:
+        yield
+    finally:
+        owner.from_torchlib = original
+
+
+@functools.cache
+def _kept_operator_table() -> tuple[Any, Any, Any] | None:
+    """(class, its classmethod `from_torchlib`, that with a memory)."""
+    try:
+        from torch.onnx._internal.exporter import _registration
+
+        owner: Any = _registration.ONNXRegistry
+        return owner, vars(owner)["from_torchlib"], staticmethod(functools.cache(owner.from_torchlib))
+    except (ImportError, AttributeError, KeyError):
+        return None

@@ -76,6 +76,10 @@ class Counting(OperationMode):  # type: ignore[misc]  # a class of torch or ours
         self.now = self.most = 0
         self._alive: weakref.WeakSet[Any] = weakref.WeakSet()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:  # torch's default imports its compiler, over a second, to exclude this class
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {storage.data_ptr() for storage in _storages((args, kwargs))}
         found = func(*args, **(kwargs or {}))

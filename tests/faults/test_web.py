@@ -297,7 +297,7 @@ def test_a_viewer_changes_nothing(store: Store, train: Train) -> None:
 
 
 @pytest.mark.slow
-def test_the_desk_acts_for_whoever_asks(store: Store) -> None:
+def test_the_backend_acts_for_whoever_asks(store: Store) -> None:
     asking = [VIEWER]
     client = BackendClient(store, lambda: asking[0])
     try:

@@ -18,6 +18,7 @@ from pages.ui.widgets.run_table import RunRow
 from smallalign_core import search  # noqa: F401  # its import makes searches known to `membership`
 from smallalign_core.errors import BadInput
 from smallalign_core.runs import query
+from smallalign_core.runs.baseline import against
 from smallalign_core.runs.store import State, Store
 from smallalign_core.studies import membership
 
@@ -45,6 +46,7 @@ SYNTAX = (
     "`field=text` equals, `acc>0.95`, `params<50k`, `created>2026-11-30` compare, `-term` excludes, `sort:field` and "
     f"`sort:-field` sort. Fields: {', '.join((*query.TEXT, *query.NUMBERS))}."
 )
+AGAINST = "Against baseline"
 PERCENT = ("Test accuracy", "Macro recall", "Validation accuracy")
 
 
@@ -83,11 +85,11 @@ def _draw(store: Store, was_active: bool) -> None:
             st.rerun()  # polling starts or stops
         selection.undo(store)
         text, found, grouped = _chosen(rows)
-        lines = _lines(found, grouped)
+        lines, baseline = _lines(found, grouped), _baseline(rows)
         if rows and not lines:
             st.caption("No runs match the filter.")
         if lines:
-            _table(lines)
+            _table(lines, baseline, store)
         _caption(lines, found, rows)
         if "study:" in text or "study=" in text:
             _study_links({row.study: row for row in found if row.study}, store)
@@ -107,6 +109,7 @@ def _chosen(rows: Sequence[RunRow]) -> tuple[str, list[RunRow], bool]:
         else:
             collapsed = "all"
         with st.popover("Columns", icon=":material/view_column:"):
+            _pin(rows)
             options = {name: label for name, (label, _) in SHOWN.items()}
             picked = url_state.pick_some("Columns", options, key="columns", first=FIRST)
             st.caption("A column is hidden where all rows have the same value.")
@@ -117,6 +120,32 @@ def _chosen(rows: Sequence[RunRow]) -> tuple[str, list[RunRow], bool]:
         st.error(formatting.plain(str(error)), icon=":material/error:")
         return text, [], True
     return text, parsed.select(rows), collapsed == "collapsed" and "study" not in parsed.fields
+
+
+def _pin(rows: Sequence[RunRow]) -> None:
+    """The menu of the baseline, to which the others are compared."""
+    finished = {row.name: row.label for row in rows if row.finished and not row.headless and not row.imported}
+    if len(finished) > 1:
+        url_state.pick(
+            "Baseline",
+            {url_state.NONE: "None", **finished},
+            key="baseline",
+            first=url_state.NONE,
+            help="Shows by how much the test accuracy of each run differs from this one's, on the same images.",
+        )
+
+
+def _baseline(rows: Sequence[RunRow]) -> RunRow | None:
+    named = st.session_state.get(url_state.own("baseline"))
+    return next((row for row in rows if row.name == named and row.finished), None)
+
+
+def _differences(lines: Sequence[Line], pinned: RunRow, store: Store) -> list[str]:
+    """The difference of each run to the baseline in words; empty where there is none."""
+    rows = [row for line in lines if (row := _single(line))]
+    found = against(rows, store.run(pinned.name), store)
+    words = {row.name: str(found.get(row.name, "")) for row in rows} | {pinned.name: "baseline"}
+    return [words.get(row.name, "") if (row := _single(line)) else "" for line in lines]
 
 
 def _lines(found: Sequence[RunRow], grouped: bool) -> list[Line]:
@@ -145,7 +174,7 @@ def _called(line: Line) -> str:
     return f"{row.name}: {row.title}" if row.in_zoo else row.called
 
 
-def _table(lines: Sequence[Line]) -> None:
+def _table(lines: Sequence[Line], pinned: RunRow | None, store: Store) -> None:
     ids = [line.id for line in lines]
     # Another listing is another table, so that a selection in one is never read as a row of another.
     key = f"runs-{hashlib.sha256(' '.join(ids).encode()).hexdigest()[:12]}"
@@ -165,6 +194,7 @@ def _table(lines: Sequence[Line]) -> None:
         "Run": [_called(line) for line in lines],
         "Test accuracy": [_of(line, lambda row: row.accuracy) for line in lines],
         "95% CI": [formatting.interval(row.low, row.high) if (row := _single(line)) else "" for line in lines],
+        **({} if pinned is None else {AGAINST: _differences(lines, pinned, store)}),
         "Parameters": [_of(line, lambda row: row.params) for line in lines],
         **_optional(lines),
         "Created": [run_table.when(line.rows[0]) for line in lines],
@@ -177,6 +207,11 @@ def _table(lines: Sequence[Line]) -> None:
             width=370, type="tertiary", alignment="left", on_click=open_, key=f"{key}-open"
         ),
         "95% CI": st.column_config.TextColumn(width=125),
+        AGAINST: st.column_config.TextColumn(
+            width=170,
+            help="Percentage points of test accuracy, with the paired 95% interval (Bonett & Price, 2012). An interval "
+            "around 0 is undecided. Empty where the test images differ.",
+        ),
         "Parameters": st.column_config.NumberColumn(format="localized", width=100),
         "Created": st.column_config.DatetimeColumn(format="distance", width=115),
         "Tags": st.column_config.ListColumn(width=120),

@@ -16,7 +16,7 @@ from pages.ui.runs import live, notes_form
 from pages.ui.widgets import formatting, run_table, url_state
 from pages.ui.widgets.run_table import RunRow
 from smallalign_core import data
-from smallalign_core.metrics import in_words, macro_of
+from smallalign_core.runs.result import RunResult, result_of
 from smallalign_core.runs.store import Run, State, Store
 from smallalign_core.service.requests import Prune
 from smallalign_core.spec import each_code
@@ -80,12 +80,13 @@ def show(run: Run, store: Store) -> None:
     above = st.container()  # always there: the curves below keep their position, and so their zoom, when the run ends
     tick = context.pace(live.TICK_SECONDS) if State(row.state).active else None
     st.fragment(live.draw, run_every=tick, key="live")(run, row.state, store)
-    if row.finished and run.result:
+    if row.finished and (found := result_of(run)):
         with above:
-            _features(run.result) if row.headless else _scores(run.result, row, store)
-            if missed := sum(share == 0 for share in run.result.get("test", {"recall": {}})["recall"].values()):
+            recall = found.test.recall if found.test else {}
+            _features(found) if row.headless else _scores(found, row, store)
+            if missed := sum(share == 0 for share in recall.values()):
                 st.caption(
-                    f":material/warning: {missed} of {len(run.result['test']['recall'])} classes have zero recall on "
+                    f":material/warning: {missed} of {len(recall)} classes have zero recall on "
                     "the test set; accuracy hides this for rare classes. See Per class, and Class balance on the page "
                     "Distill."
                 )
@@ -96,21 +97,22 @@ def show(run: Run, store: Store) -> None:
 
 def _imported(run: Run, row: RunRow, store: Store) -> None:
     """An imported classifier: its metrics here, and its input format."""
-    result = run.result or {}
+    found = result_of(run)
+    assert found is not None
     with st.grid(min_column_width=150):
-        for split, name in (("val", "Validation"), ("test", "Test")):
-            scores = result[split]
-            interval = formatting.interval(scores["accuracy_low"], scores["accuracy_high"])
-            st.metric(
-                f"{name} accuracy",
-                formatting.percent(scores["accuracy"], 2),
-                border=True,
-                help=f"95% CI {interval} on {scores['images']:,} images.",
-            )
-        st.metric(
-            "Test ECE", formatting.percent(result["test"]["ece"], 2), border=True, help="Expected calibration error."
-        )
-        st.metric("Parameters", f"{result['params']:,}", border=True)
+        for name, scores in (("Validation", found.val), ("Test", found.test)):
+            if scores is not None:
+                interval = formatting.interval(scores.accuracy_low, scores.accuracy_high)
+                st.metric(
+                    f"{name} accuracy",
+                    formatting.percent(scores.accuracy, 2),
+                    border=True,
+                    help=f"95% CI {interval} on {scores.images:,} images.",
+                )
+        if found.test is not None:
+            ece = formatting.percent(found.test.ece, 2)
+            st.metric("Test ECE", ece, border=True, help="Expected calibration error.")
+        st.metric("Parameters", f"{found.params:,}", border=True)
     with st.container(horizontal=True):
         chosen = {"teacher": row.id, "data": row.source}
         st.page_link("distil.py", label="Use as teacher", icon=":material/school:", query_params=chosen)
@@ -189,92 +191,97 @@ def _delete(run: Run, store: Store) -> None:
             st.switch_page("runs.py")
 
 
-def _features(result: dict[str, Any]) -> None:
+def _features(found: RunResult) -> None:
     """The result of a network without a head."""
-    near = result["embedding"]
+    assert found.embedding is not None
+    near = found.embedding
     with st.grid(min_column_width=150):
-        st.metric("Features", f"{near['features']:,}", border=True, help="Length of the vector before the head.")
-        if "cosine" in near:
-            words = f"Projected features of student and teacher on {near['images']:,} validation images, at best epoch "
-            words += f"{result['best_epoch']}."
-            st.metric("Cosine similarity", f"{near['cosine']:.4f}", border=True, help=words)
-            st.metric("Embedding loss", f"{near['loss']:.4f}", border=True, help=words)
-        st.metric("Parameters", f"{result['params']:,}", border=True)
-        st.metric("Training time", formatting.duration(result["seconds"]), border=True)
+        st.metric("Features", f"{near.features:,}", border=True, help="Length of the vector before the head.")
+        if near.cosine is not None:
+            words = f"Projected features of student and teacher on {near.images:,} validation images, at best epoch "
+            words += f"{found.best_epoch}."
+            st.metric("Cosine similarity", f"{near.cosine:.4f}", border=True, help=words)
+            st.metric("Embedding loss", f"{near.loss:.4f}", border=True, help=words)
+        st.metric("Parameters", f"{found.params:,}", border=True)
+        st.metric("Training time", formatting.duration(found.seconds), border=True)
     st.caption(
         "This network has no head, so it has no accuracy and is not exported. Train a head on labels, with this run as "
         "initial weights, or use it as a teacher of features."
     )
 
 
-def _scores(result: dict[str, Any], row: RunRow, store: Store) -> None:
-    test, calibrated = result["test"], result["test_calibrated"]
+def _scores(found: RunResult, row: RunRow, store: Store) -> None:
+    test, calibrated, val = found.test, found.test_calibrated, found.val
+    assert test is not None
+    assert calibrated is not None
+    assert val is not None
     with st.grid(min_column_width=130):
-        st.metric("Test accuracy", formatting.percent(test["accuracy"], 2), border=True)
+        st.metric("Test accuracy", formatting.percent(test.accuracy, 2), border=True)
         st.metric(
             "Macro recall",
-            formatting.percent(macro_of(test["recall"]), 2),
+            formatting.percent(test.macro_recall, 2),
             border=True,
             help="Mean recall over classes (balanced accuracy): each class counts the same. "
-            + (f"On test, with 95% CIs: {in_words(test)}." if in_words(test) else ""),
+            + (f"On test, with 95% CIs: {test.other_scores}." if test.other_scores else ""),
         )
         st.metric(
-            "Test NLL", f"{test['nll']:.4f}", border=True, help="Mean negative log-likelihood in nats. Lower is better."
+            "Test NLL", f"{test.nll:.4f}", border=True, help="Mean negative log-likelihood in nats. Lower is better."
         )
         st.metric(
             "Test ECE",
-            formatting.percent(test["ece"], 2),
+            formatting.percent(test.ece, 2),
             border=True,
             help=(
-                f"Expected calibration error, uncalibrated. {calibrated['ece']:.2%} temperature-scaled "
-                f"(T = {result['temperature']:.3f}, fitted on validation)."
+                f"Expected calibration error, uncalibrated. {calibrated.ece:.2%} temperature-scaled "
+                f"(T = {found.temperature:.3f}, fitted on validation)."
             ),
         )
         st.metric(
             "Parameters",
-            f"{result['params']:,}",
+            f"{found.params:,}",
             border=True,
-            help=f"{result['macs']:,} multiply-accumulate operations per image.",
+            help=f"{found.macs:,} multiply-accumulate operations per image.",
         )
         st.metric(
             "Training time",
-            formatting.duration(result["seconds"]),
+            formatting.duration(found.seconds),
             border=True,
-            help=f"{result['images_per_second']:,.0f} images/s on {result['device']}."
-            + (f" Peak memory of the process: {formatting.size(peak)}." if (peak := result.get("peak_bytes")) else ""),
+            help=f"{found.images_per_second:,.0f} images/s on {found.device}."
+            + (f" Peak memory of the process: {formatting.size(found.peak_bytes)}." if found.peak_bytes else ""),
         )
-    if features := result.get("features"):
-        st.caption(f"Frozen backbone; features were {'computed once and cached' if features == 'kept' else features}.")
-    for close in result.get("answers") or ():
+    if found.features:
+        how = "computed once and cached" if found.features == "kept" else found.features
+        st.caption(f"Frozen backbone; features were {how}.")
+    for close in found.answers or ():
         st.caption(
             f"Teacher inference backend: ONNX Runtime ({store.run(row.id).spec.answers}). Top-1 agreement with PyTorch "
-            f"{close['agreement']:.1%} on {close['images']:,} validation images; KL {close['kl']:.2g} nats."
+            f"{close.agreement:.1%} on {close.images:,} validation images; KL {close.kl:.2g} nats."
         )
-    if seen := result.get("preflight"):
+    if seen := found.preflight:
         st.caption(
-            f"Teacher accuracy on {seen['images']:,} validation images of this dataset: "
-            f"{formatting.percent(seen['accuracy'])} (95% CI "
-            f"{formatting.interval(seen['accuracy_low'], seen['accuracy_high'])}, "
-            f"chance level {formatting.percent(seen['chance'])})."
+            f"Teacher accuracy on {seen.images:,} validation images of this dataset: "
+            f"{formatting.percent(seen.accuracy)} (95% CI "
+            f"{formatting.interval(seen.accuracy_low, seen.accuracy_high)}, "
+            f"chance level {formatting.percent(seen.chance)})."
         )
-        for warning in seen["warnings"]:
+        for warning in seen.warnings:
             st.warning(capital(warning) + ".")
     same = run_table.siblings(store, row)
     few = len(same) < EVIDENCE
     seeds = f"{len(same)} seed{'s' if len(same) > 1 else ''}"
     text = (
-        f"Test accuracy 95% CI {formatting.interval(test['accuracy_low'], test['accuracy_high'])} on "
-        f"{test['images']:,} images. "
-        f"Best epoch by validation {SELECTED[store.run(row.id).spec.select]}: {result['best_epoch']} "
-        f"({formatting.percent(result['val']['accuracy'])} on {result['val']['images']:,} images). "
+        f"Test accuracy 95% CI {formatting.interval(test.accuracy_low, test.accuracy_high)} on "
+        f"{test.images:,} images. "
+        f"Best epoch by validation {SELECTED[store.run(row.id).spec.select]}: {found.best_epoch} "
+        f"({formatting.percent(val.accuracy)} on {val.images:,} images). "
     )
-    if "last" in result:
-        text += f"Last epoch: test accuracy {formatting.percent(result['last']['test']['accuracy'], 2)}. "
+    if found.last_test is not None:
+        text += f"Last epoch: test accuracy {formatting.percent(found.last_test.accuracy, 2)}. "
     if len(same) > 1:
-        found = [other.accuracy or 0 for other in same]
+        scores = [other.accuracy or 0 for other in same]
         text += (
-            f"{capital(seeds)} of this spec: mean {formatting.percent(sum(found) / len(found), 2)}, "
-            f"{formatting.percent(min(found))} to {formatting.percent(max(found))}. "
+            f"{capital(seeds)} of this spec: mean {formatting.percent(sum(scores) / len(scores), 2)}, "
+            f"{formatting.percent(min(scores))} to {formatting.percent(max(scores))}. "
         )
     st.caption(
         text
@@ -296,9 +303,9 @@ def _details(run: Run, row: RunRow, store: Store) -> None:
     if "Python files" in tabs and tabs["Python files"].open:
         with tabs["Python files"]:
             python_file.show(run)
-    if "Per class" in tabs and tabs["Per class"].open and run.result:
+    if "Per class" in tabs and tabs["Per class"].open and (found := result_of(run)):
         with tabs["Per class"]:
-            _per_class(run.result)
+            _per_class(found)
     if tabs["Log"].open:
         with tabs["Log"]:
             st.code(
@@ -311,27 +318,28 @@ def _details(run: Run, row: RunRow, store: Store) -> None:
             _ablation(run, store)
 
 
-def _per_class(result: dict[str, Any]) -> None:
+def _per_class(found: RunResult) -> None:
     """Recall, precision and calibration of each class."""
-    recall = data.in_order(result["test"]["recall"])
+    assert found.test is not None
+    recall = data.in_order(found.test.recall)
     basic.recall({"test": recall}, key="recall")
-    if (found := result.get("per_class")) is None:  # of a run from before they were computed
+    if found.per_class is None:  # of a run from before they were computed
         return
-    rows = [(name, found[name]) for name in recall]
+    rows = [(name, found.per_class[name]) for name in recall]
     if len(rows) > basic.MOST_CLASSES:
-        rows.sort(key=lambda row: (row[1]["recall"] is None, row[1]["recall"]))
+        rows.sort(key=lambda row: (row[1].recall is None, row[1].recall))
         text = url_state.pick_text("Search classes", key="classes", placeholder="Part of a name")
         rows = [row for row in rows if text.strip().casefold() in row[0].casefold()]
         st.caption(f"{len(rows):,} of {len(recall):,} classes, lowest recall first.")
     columns: dict[str, list[Any]] = {
         "Class": [name for name, _ in rows],
-        "Test images": [one["images"] for _, one in rows],
-        "Recall": [one["recall"] for _, one in rows],
-        "95% CI": [formatting.interval(one["recall_low"], one["recall_high"]) for _, one in rows],
-        "Precision": [one["precision"] for _, one in rows],
-        "F1": [one["f1"] for _, one in rows],
-        "ECE": [one["ece"] for _, one in rows],
-        "Mean probability minus share": [100 * one["excess"] for _, one in rows],
+        "Test images": [one.images for _, one in rows],
+        "Recall": [one.recall for _, one in rows],
+        "95% CI": [formatting.interval(one.recall_low, one.recall_high) for _, one in rows],
+        "Precision": [one.precision for _, one in rows],
+        "F1": [one.f1 for _, one in rows],
+        "ECE": [one.ece for _, one in rows],
+        "Mean probability minus share": [100 * one.excess for _, one in rows],
     }
     share = st.column_config.NumberColumn(format="percent")
     st.dataframe(

@@ -33,7 +33,7 @@ log = logging.getLogger("smallalign")
 
 SECONDS = 0.5
 REACH_SECONDS = 5.0
-HEALTHY_SECONDS = 10.0
+HEALTHY_SECONDS = 60.0
 RETRIES = 3
 """Max. restarts of a group if its machine fails."""
 GPU_SHARE = 0.25
