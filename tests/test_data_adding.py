@@ -168,8 +168,8 @@ def test_a_folder_and_recordings_become_datasets_and_images_open_large(tmp_path:
             expect(record).to_be_enabled()
             record.hover()
             page.mouse.down()
-            page.get_by_text(re.compile("^(2[4-9]|[3-9].|100) of at most 100")).wait_for()
             expect(field).to_be_disabled()  # a recording is of one class
+            page.get_by_text(re.compile("^(2[4-9]|[3-9].|100) of at most 100")).wait_for()
             page.mouse.up()
             page.get_by_test_id("stExpander").get_by_text(re.compile(f"{name}: [2-9]")).wait_for()
         assert axe.grave(page) == []
