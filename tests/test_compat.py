@@ -177,6 +177,10 @@ def test_streamlits_parts_are_there() -> None:
     files = MemoryUploadedFileManager("/upload")
     assert files.file_storage == {}
     assert list(inspect.signature(files.remove_file).parameters) == ["session_id", "file_id"]
+    assert list(inspect.signature(files.add_file).parameters) == ["session_id", "file"]
+    (url,) = files.get_upload_urls("a", ["x.png"])
+    assert url.upload_url == url.delete_url == f"/upload/a/{url.file_id}"
+    assert pages_compat._Upload("id", "", "", b"x").data == b"x"
     assert "_session_mgr" in inspect.getsource(Runtime.__init__)
     assert "<script" in pages_compat.page_source()
     assert len(middleware._inline_scripts()) == 1

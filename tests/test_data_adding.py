@@ -23,6 +23,7 @@ from smallalign_core.errors import BadData, Refused
 from smallalign_core.runs import uploads
 from smallalign_core.runs.store import Store
 from smallalign_core.spec import DataSpec
+from smallalign_core.system import limits
 
 FAKE_CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 
@@ -76,6 +77,8 @@ def test_a_folder_is_kept_as_one_file_whatever_its_order(
         [],
         {"name": "a"},
         {"name": 1, "content": []},
+        {"name": " ", "content": []},
+        {"name": "a" * (_camera.MOST_NAME + 1), "content": []},
         {"name": "a", "content": "x"},
         {"name": "a", "content": ["%"]},
         {"name": "a", "content": [base64.b64encode(b"GIF89a").decode()]},
@@ -87,7 +90,7 @@ def test_a_browser_that_sends_no_recording_is_refused(sent: Any) -> None:
     with pytest.raises(BadData, match="camera"):
         _camera.recording(sent)
     image = _camera.JPEG + b"rest"
-    assert _camera.recording({"name": "a", "content": [base64.b64encode(image).decode()]}) == ("a", [image])
+    assert _camera.recording({"name": " a ", "content": [base64.b64encode(image).decode()]}) == ("a", [image])
 
 
 @pytest.mark.slow
@@ -112,16 +115,28 @@ def test_a_folder_and_recordings_become_datasets_and_images_open_large(tmp_path:
     from playwright.sync_api import expect, sync_playwright
 
     store, root = Store(tmp_path / "models"), folder(tmp_path / "photos", digits)
-    environment = {"SMALLALIGN_STORE": str(store.root), "OMP_NUM_THREADS": "1"}
+    (partly := tmp_path / "partly" / "cup").mkdir(parents=True)
+    (partly / "large.png").write_bytes(bytes(3 * limits.MB))
+    for name in ("a.png", "b.txt"):
+        (partly / name).write_bytes(b"x")
+    environment = {"SMALLALIGN_STORE": str(store.root), "OMP_NUM_THREADS": "1", "SMALLALIGN_UPLOAD_MB": "1"}
     with dashboard(tmp_path / "log.txt", environment=environment) as address, sync_playwright() as playwright:
         page = launched(playwright, found, *FAKE_CAMERA).new_page()
         page.goto(f"{address}/data?data=digits")
         page.get_by_text("Upload a folder or zip").click()
+        page.locator("input[type=file]").set_input_files(partly.parent)
+        page.get_by_text("The file is larger than 1 MB (given: 1 of 3 files were not accepted").wait_for()
+        assert not uploads.kept(store)
+        assert axe.grave(page) == []
         page.locator("input[type=file]").set_input_files(root)
         page.get_by_role("button", name="Mug, photos/Mug/IMG_0").first.wait_for()
         (kept,) = uploads.kept(store)
         assert kept.name.startswith("photos-")
         assert len(zipfile.ZipFile(kept).namelist()) == 120, "more than a browser sends at once"
+        expect(page.get_by_text("The file is larger")).to_have_count(0)
+        assert page.locator(".gallery").evaluate("one => one.parentNode.innerHTML.split('data:image').length") == 2
+        assert "data:" not in str(page.locator(".tile").first.get_attribute("style"))
+        expect(page.locator(".tile").last).to_have_css("background-image", re.compile("data:image/png"))
 
         page.get_by_label("File name").fill("IMG_01")
         page.keyboard.press("Enter")
@@ -146,13 +161,15 @@ def test_a_folder_and_recordings_become_datasets_and_images_open_large(tmp_path:
         page.get_by_role("button", name="Start camera").click()
         expect(page.get_by_role("button", name="Hold to record")).to_be_disabled()
         for name in ("disk", "wheel"):
-            page.get_by_label("Class", exact=True).first.fill(name)
-            page.keyboard.press("Enter")
+            field = page.get_by_role("textbox", name="Class")
+            field.clear()
+            field.press_sequentially(name)  # and no Enter: what is in the field is the class
             record = page.get_by_role("button", name="Hold to record")
             expect(record).to_be_enabled()
             record.hover()
             page.mouse.down()
-            page.get_by_text(re.compile("^(2[4-9]|[3-9].) of at most 100")).wait_for()
+            expect(field).to_be_disabled()  # a recording is of one class
+            page.get_by_text(re.compile("^(2[4-9]|[3-9].|100) of at most 100")).wait_for()
             page.mouse.up()
             page.get_by_test_id("stExpander").get_by_text(re.compile(f"{name}: [2-9]")).wait_for()
         assert axe.grave(page) == []

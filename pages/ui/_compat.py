@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import threading
-from collections.abc import Mapping
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,13 @@ try:
     from streamlit.web.server.starlette.starlette_websocket import _get_signed_cookie_with_chunks as _signed
 except ImportError:
     _COOKIE, _signed = "", None  # type: ignore[assignment, misc]
+_Uploads: Any
+_Upload: Any
+try:
+    from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager as _Uploads
+    from streamlit.runtime.uploaded_file_manager import UploadedFileRec as _Upload
+except ImportError:
+    _Uploads = _Upload = None
 
 
 def session() -> str | None:
@@ -93,12 +102,53 @@ def uploads_held() -> dict[str, tuple[int, int]]:
     return {session: (sum(len(file.data) for file in files), len(files)) for session, files in copied.items()}
 
 
-def drop_upload(file: Any) -> None:
+def count_announced() -> None:
+    """Have the id of each file of an upload say which upload it is part of and how many files that has.
+
+    A browser announces all files of an upload before it sends the first. Without this, files that never arrive are
+    not missed.
+    """
+    if _Uploads is None or not hasattr(_Uploads, "get_upload_urls") or hasattr(_Uploads, "_smallalign"):
+        return
+    given = _Uploads.get_upload_urls
+
+    def get_upload_urls(self: Any, session_id: str, file_names: Sequence[str]) -> list[Any]:
+        urls, upload = given(self, session_id, file_names), uuid.uuid4().hex
+        ids = [f"{upload}.{len(urls)}.{at}" for at in range(len(urls))]
+        return [
+            one._replace(
+                file_id=new,
+                upload_url=one.upload_url.replace(one.file_id, new),
+                delete_url=one.delete_url.replace(one.file_id, new),
+            )
+            for one, new in zip(urls, ids, strict=True)
+        ]
+
+    _Uploads.get_upload_urls = get_upload_urls
+    _Uploads._smallalign = True
+
+
+def announced(file_id: str) -> tuple[str, int]:
+    """(upload, files that it was to have) of the id of a file; ("", 0) if unknown."""
+    found = re.fullmatch(r"([0-9a-f]{32})\.([0-9]+)\.[0-9]+", file_id)
+    return (found[1], int(found[2])) if found else ("", 0)
+
+
+def hold_upload(content: bytes) -> str:
+    """Have Streamlit keep bytes as it keeps an upload, until `drop_upload` or the end of the session; their id."""
+    files: Any = getattr(_runtime(), "uploaded_file_mgr", None)
+    visit, file_id = session(), uuid.uuid4().hex
+    if visit is not None and _Upload is not None and hasattr(files, "add_file"):
+        files.add_file(visit, _Upload(file_id, "", "", content))
+    return file_id
+
+
+def drop_upload(file_id: str) -> None:
     """Free the memory that Streamlit keeps of an upload; where that is not possible the end of the session does."""
     files: Any = getattr(_runtime(), "uploaded_file_mgr", None)
     visit = session()
-    if visit is not None and hasattr(files, "remove_file") and hasattr(file, "file_id"):
-        files.remove_file(visit, file.file_id)
+    if visit is not None and hasattr(files, "remove_file"):
+        files.remove_file(visit, file_id)
 
 
 def visits() -> int | None:

@@ -26,9 +26,11 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, Router
+from streamlit.runtime.memory_uploaded_file_manager import MemoryUploadedFileManager
+from streamlit.runtime.uploaded_file_manager import DeletedFile
 
 from pages.ui import _compat
-from pages.ui.data import uploading
+from pages.ui.data import capture, uploading
 from pages.ui.security import upload_quota
 from smallalign_core import data
 from smallalign_core.data import _zips
@@ -537,8 +539,8 @@ def test_one_file_a_visit_and_everybody_have_their_share(
         assert everybody.status_code == 429
         storage.file_storage.pop("a")  # the visit is over
         assert (await put(wall, "c", "0", MB, chunked=chunked)).status_code == 204
-        assert wall.under_way == 0
-        assert not wall.arriving
+        assert not upload_quota._arriving
+        assert not upload_quota._under_way
 
     asyncio.run(story())
 
@@ -550,7 +552,7 @@ def test_only_so_many_arrive_at_the_same_time_and_the_others_wait(
     most, route = [0], wall.app
 
     async def watched(*arguments: Any) -> None:
-        most.append(wall.under_way)
+        most.append(upload_quota._under_way.total())
         await route(*arguments)
 
     monkeypatch.setattr(wall, "app", watched)
@@ -559,11 +561,14 @@ def test_only_so_many_arrive_at_the_same_time_and_the_others_wait(
     async def story() -> None:
         sizes = [one.status_code for one in await asyncio.gather(*(put(wall, c, "0", MB // 4) for c in "abcd"))]
         assert sizes == [204] * 4
-        many = await asyncio.gather(*(put(wall, "f", str(at), MB // 4, chunked=True) for at in range(8)))
+        sent = [put(wall, "f", str(at), MB // 4, chunked=True) for at in range(8)]
+        *many, other = await asyncio.gather(*sent, put(wall, "g", "0", MB // 4))
         codes = [one.status_code for one in many]
         assert codes.count(429) == 3, "2 arrive, 3 wait"
         assert codes.count(204) == 5
-        assert wall.under_way == wall.waiting == 0
+        assert other.status_code == 204, "a session's waiting files are not another's"
+        assert not upload_quota._under_way
+        assert not wall.waiting
 
     asyncio.run(story())
     assert max(most) == 2
@@ -606,5 +611,134 @@ def test_an_upload_that_never_ends_is_ended(
     scope = {"type": "http", "method": "PUT", "path": "/_stcore/upload_file/a/x", "headers": [], "query_string": b""}
     asyncio.run(wall(scope, receive, send))  # type: ignore[arg-type]
     assert sent[0]["status"] == 408
-    assert wall.under_way == 0
+    assert not upload_quota._under_way
     assert storage.file_storage == {}
+
+
+def test_an_upload_that_ends_lets_the_next_one_in_whoever_gave_up_waiting(
+    served: tuple[upload_quota.Quota, Storage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that was next may be cancelled at any moment; and the time of an upload begins once it is its turn."""
+    monkeypatch.setenv("SMALLALIGN_UPLOADS_AT_ONCE", "1")
+    begun, timeout = [0], asyncio.timeout
+    monkeypatch.setattr(asyncio, "timeout", lambda seconds: begun.append(seconds) or timeout(seconds))
+
+    async def story(ticks: int) -> None:
+        end, served_now = asyncio.Event(), asyncio.Event()
+
+        async def route(scope: Any, receive: Any, send: Any) -> None:
+            served_now.set()
+            await end.wait()
+
+        async def nothing(*_: Any) -> Any:
+            raise AssertionError
+
+        wall, scope = upload_quota.Quota(route), {"type": "http", "method": "PUT", "headers": [], "query_string": b""}
+        begun.clear()
+        calls = [
+            asyncio.create_task(wall({**scope, "path": f"/_stcore/upload_file/{one}/x"}, nothing, nothing))
+            for one in "abc"
+        ]
+        await served_now.wait()
+        await asyncio.sleep(0)
+        assert len(begun) == 1
+        end.set()
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        calls[1].cancel()
+        _, still = await asyncio.wait(calls, timeout=20)
+        assert not still, "the third waits forever"
+
+    for ticks in range(8):
+        asyncio.run(story(ticks))
+
+
+@pytest.fixture
+def held(served: tuple[upload_quota.Quota, Storage], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Streamlit's own storage behind the quota, in a page of session `a`."""
+
+    class Files(MemoryUploadedFileManager):
+        """As Streamlit's; what is changed of it is changed for this test."""
+
+    monkeypatch.setattr(_compat, "_Uploads", Files)
+    monkeypatch.setattr(_compat, "session", lambda: "a")
+    _compat.count_announced()
+    _compat.count_announced()
+    files = Files("/_stcore/upload_file")
+    runtime = SimpleNamespace(uploaded_file_mgr=files)
+    monkeypatch.setattr(_compat, "_runtime", lambda: runtime)
+    served[1].file_storage = files.file_storage  # type: ignore[assignment]
+    return files
+
+
+def folder(wall: upload_quota.Quota, files: Any, count: int, *, size: int = 10) -> tuple[list[int], list[Any]]:
+    """Upload a folder as a browser does: the answers, and the files that the page gets."""
+    ids = [one.file_id for one in files.get_upload_urls("a", [f"set/{at}.png" for at in range(count)])]
+
+    async def story() -> list[int]:
+        return [one.status_code for one in await asyncio.gather(*(put(wall, "a", one, size) for one in ids))]
+
+    codes = asyncio.run(story())
+    there = files.file_storage["a"]
+    return codes, [
+        SimpleNamespace(file_id=one, name="x", getvalue=lambda one=one: there[one].data) for one in ids if one in there
+    ]
+
+
+def test_a_folder_of_which_a_file_was_refused_is_refused_as_a_whole(
+    served: tuple[upload_quota.Quota, Storage], held: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SMALLALIGN_UPLOAD_FILES", "5")
+    codes, files = folder(served[0], held, 10)
+    assert sorted(codes) == [204] * 5 + [429] * 5, "not one more, even of those that arrive at the same time"
+    with pytest.raises(Refused) as refused:
+        uploading._arrived(files)
+    assert str(refused.value) == (
+        "A session may hold 5 files (given: 5 of 10 files were not accepted, so none was kept). "
+        "Upload a zip of a larger folder, or enter its path."
+    )
+    for file in files:
+        _compat.drop_upload(file.file_id)
+    codes, files = folder(served[0], held, 5)
+    assert codes == [204] * 5, "as many as allowed are never too many"
+    assert len(uploading._arrived(files)) == 5, "what was refused before is over"
+
+
+def test_a_file_that_never_arrives_is_missed(served: tuple[upload_quota.Quota, Storage], held: Any) -> None:
+    _, files = folder(served[0], held, 3)
+    with pytest.raises(Refused, match="given: 1 of 3 files"):
+        uploading._arrived(files[1:])
+    with pytest.raises(Refused, match="did not arrive"):
+        uploading._arrived([*files[1:], DeletedFile(files[0].file_id)])
+    assert len(uploading._arrived(files)) == 3
+
+
+def test_refused_files_are_missed_where_their_upload_is_unknown(
+    served: tuple[upload_quota.Quota, Storage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streamlit's ids say nothing of the upload; what was refused in the session is known."""
+    monkeypatch.setattr(_compat, "session", lambda: "a")
+    asyncio.run(put(served[0], "a", "one", 3 * MB))
+    there = SimpleNamespace(file_id="two", name="x", getvalue=lambda: b"")
+    with pytest.raises(Refused, match="given: 1 of 2 files"):
+        uploading._arrived([there])
+    assert uploading._arrived([there]) == [("x", b"")]
+
+
+def test_recordings_share_the_memory_of_uploads(
+    served: tuple[upload_quota.Quota, Storage], held: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wall, _ = served
+    made: capture.Recordings = {}
+    capture._add(made, "cup", [bytes(MB), bytes(MB)])
+    assert _compat.uploads_held() == {"a": (2 * MB, 2)}
+    monkeypatch.setenv("SMALLALIGN_UPLOADS_TOTAL_MB", "3")
+    assert asyncio.run(put(wall, "b", "0", MB - 1000)).status_code == 204
+    with pytest.raises(Refused, match="memory of this server is full") as refused:
+        capture._add(made, "mug", [bytes(MB)])
+    assert "delete a class" in str(refused.value)
+    assert list(made) == ["cup"]
+    assert asyncio.run(put(wall, "b", "1", MB)).status_code == 429
+    capture._delete(made, "cup")
+    assert "a" not in {one for one, (size, _) in _compat.uploads_held().items() if size}
+    assert asyncio.run(put(wall, "b", "1", MB)).status_code == 204

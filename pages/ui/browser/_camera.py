@@ -10,21 +10,22 @@ from smallalign_core.errors import BadData
 
 MOST_IMAGES, MOST_BYTES = 100, 200_000
 """Of one recording, and of one image: square, 224 pixels a side."""
+MOST_NAME = 60
+"""Characters of a class."""
 JPEG = b"\xff\xd8\xff"
 
 
-def camera(*, key: str, name: str) -> tuple[str, list[bytes]] | None:
-    """Show the camera with a button to hold; after each recording, the class and its JPEG images, once.
+def camera(*, key: str) -> tuple[str, list[bytes]] | None:
+    """Show the camera, a field for the class and a button to hold; after each recording, its class and JPEG images,
+    once.
 
     Args:
         key: of the Streamlit component.
-        name: the class that is recorded; without one nothing can be.
 
     Raises:
         BadData: what came is no recording.
     """
-    data = {"name": name, "ready": bool(name)}
-    sent = mount("camera", key=key, data=data, on_images_change=lambda: None).images
+    sent = mount("camera", key=key, data={}, on_images_change=lambda: None).images
     return recording(sent) if sent else None
 
 
@@ -36,11 +37,16 @@ def recording(sent: object) -> tuple[str, list[bytes]]:
     """
     try:
         name, content = sent["name"], sent["content"]  # type: ignore[index]
-        if not isinstance(name, str) or not isinstance(content, list) or len(content) > MOST_IMAGES:
+        if (
+            not isinstance(name, str)
+            or not 0 < len(name.strip()) <= MOST_NAME
+            or not isinstance(content, list)
+            or len(content) > MOST_IMAGES
+        ):
             raise TypeError
         images = [base64.b64decode(one, validate=True) for one in content]
         if not all(one.startswith(JPEG) and len(one) <= MOST_BYTES for one in images):
             raise ValueError
     except (TypeError, KeyError, ValueError, binascii.Error):
         raise BadData("the images of the camera cannot be read", given=type(sent), do="record them again") from None
-    return name, images
+    return name.strip(), images

@@ -12,6 +12,9 @@ class Camera {
     this.video = this.find('video');
     this.paper = Object.assign(document.createElement('canvas'), { width: SIDE, height: SIDE });
     this.find('.switch').onclick = () => (this.stream ? this.stop() : this.start());
+    const name = this.find('.name');
+    name.oninput = () => this.enable();
+    name.onkeydown = (event) => event.stopPropagation(); // The page's shortcuts are single letters.
     const button = this.find('.record');
     button.onpointerdown = (event) => {
       button.setPointerCapture(event.pointerId);
@@ -49,8 +52,12 @@ class Camera {
     this.video.srcObject = this.stream;
     await this.video.play();
     this.find('.switch').textContent = 'Stop camera';
-    this.find('.record').disabled = !this.data.ready;
+    this.enable();
     this.say('');
+  }
+
+  enable() {
+    this.find('.record').disabled = !this.stream || !this.find('.name').value.trim();
   }
 
   stop() {
@@ -58,12 +65,13 @@ class Camera {
     this.stream?.getTracks().forEach((track) => track.stop());
     this.stream = this.video.srcObject = null;
     this.find('.switch').textContent = 'Start camera';
-    this.find('.record').disabled = true;
+    this.enable();
   }
 
   record() {
     if (this.timer || !this.stream) return;
     this.images = [];
+    this.find('.name').disabled = true; // A recording is of one class.
     this.find('.record').classList.add('on');
     this.take();
     this.timer = setInterval(() => this.take(), PAUSE);
@@ -85,20 +93,16 @@ class Camera {
     clearInterval(this.timer);
     this.timer = null;
     this.find('.record').classList.remove('on');
-    if (this.images.length) this.transmit('images', { name: this.data.name, content: this.images });
+    const name = this.find('.name');
+    name.disabled = false;
+    if (this.images.length) this.transmit('images', { name: name.value, content: this.images });
     this.say('');
-  }
-
-  update(data, transmit) {
-    this.data = data;
-    this.transmit = transmit;
-    this.find('.record').disabled = !this.stream || !data.ready;
   }
 }
 
-export default function ({ data, parentElement, setTriggerValue }) {
+export default function ({ parentElement, setTriggerValue }) {
   if (!cameras.has(parentElement)) cameras.set(parentElement, new Camera(parentElement));
-  cameras.get(parentElement).update(data, setTriggerValue);
+  cameras.get(parentElement).transmit = setTriggerValue;
   // Streamlit calls this at each change of `data`, too: the camera stops with the component only.
   return () => setTimeout(() => parentElement.isConnected || cameras.get(parentElement)?.stop(), 1000);
 }

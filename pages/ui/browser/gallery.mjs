@@ -40,6 +40,11 @@ class Gallery {
     this.sheet.src = data.sprite;
     const { across, shown: [height, width], items } = data;
     const lines = Math.ceil(items.length / across);
+    // One rule for all tiles: the sprite is an address of up to megabytes.
+    this.find('.sheet').textContent = `.tile {
+      width: ${width}px; height: ${height}px;
+      background-image: url("${data.sprite}"); background-size: ${across * width}px ${lines * height}px;
+    }`;
     const buttons = items.map(({ name, file }, at) => {
       const part = (tag, kind, text = '') => Object.assign(document.createElement(tag), { className: kind, textContent: text });
       const button = part('button', 'item');
@@ -48,13 +53,7 @@ class Gallery {
       button.title = file || name;
       button.style.width = `${width}px`;
       button.setAttribute('aria-label', file ? `${name}, ${file}` : `${name}, ${at + 1}`);
-      Object.assign(tile.style, {
-        width: `${width}px`,
-        height: `${height}px`,
-        backgroundImage: `url(${data.sprite})`,
-        backgroundSize: `${across * width}px ${lines * height}px`,
-        backgroundPosition: `-${(at % across) * width}px -${Math.floor(at / across) * height}px`,
-      });
+      tile.style.backgroundPosition = `-${(at % across) * width}px -${Math.floor(at / across) * height}px`;
       button.append(tile, part('span', 'name', name));
       if (file) button.append(part('span', 'file', file.split('/').pop()));
       button.onclick = () => this.open(at);

@@ -7,32 +7,33 @@ import html
 
 import streamlit as st
 
-from pages.ui import browser
+from pages.ui import _compat, browser
 from pages.ui.app import context, keys
+from pages.ui.security import upload_quota
 from smallalign_core.errors import Refused
 from smallalign_core.system import limits
 
 NAME = "camera"
 """Of the dataset."""
+Recordings = dict[str, dict[str, bytes]]
+"""JPEG images by class and by id: the server counts them as uploads."""
 LAST = 6
 """Images shown of each class: the latest."""
 
 
 def panel() -> list[tuple[str, bytes]]:
     """The camera, what was recorded of each class, and a button; once it is pressed, the files of the dataset."""
-    held: dict[str, list[bytes]] = st.session_state.setdefault(keys.CAPTURED, {})
+    held: Recordings = st.session_state.setdefault(keys.CAPTURED, {})
     with st.container(horizontal=True, gap="large"):
-        with st.container(width=340):
-            name = st.text_input("Class", key="capture-class", placeholder="Name of a class", max_chars=60).strip()
-            with context.show_errors():
-                if (sent := browser.camera(key="camera", name=name)) is not None:
-                    _add(held, *sent)
+        with st.container(width=340), context.show_errors():
+            if (sent := browser.camera(key="camera")) is not None:
+                _add(held, *sent)
         with st.container(width="stretch"):
-            for one, images in held.items():
-                _shown(one, images)
+            for one in held:
+                _shown(held, one)
             if not held:
                 st.caption(
-                    "Enter a class, start the camera, and hold the button while you move the object. Then enter the "
+                    "Start the camera, enter a class, and hold the button while you move the object. Then enter the "
                     "next class."
                 )
     ready = len(held) > 1
@@ -43,30 +44,41 @@ def panel() -> list[tuple[str, bytes]]:
             "that were not recorded."
         )
         return []
-    return [(f"{NAME}/{one}/{at:04}.jpg", image) for one, images in held.items() for at, image in enumerate(images)]
+    return [
+        (f"{NAME}/{one}/{at:04}.jpg", image) for one, images in held.items() for at, image in enumerate(images.values())
+    ]
 
 
 def clear() -> None:
     """Forget what was recorded."""
-    st.session_state.pop(keys.CAPTURED, None)
+    held: Recordings = st.session_state.get(keys.CAPTURED, {})
+    for name in list(held):
+        _delete(held, name)
 
 
-def _add(held: dict[str, list[bytes]], name: str, images: list[bytes]) -> None:
-    most = limits.current().uploads_each_mb
-    size = sum(len(image) for some in (*held.values(), images) for image in some)
-    if size > most * limits.MB:
-        raise Refused(
-            f"recordings may hold {most} MB",
-            given=f"{size / limits.MB:.0f} MB",
-            do="create the dataset or delete some",
-        )
+def _delete(held: Recordings, name: str) -> None:
+    for file in held.pop(name, {}):
+        _compat.drop_upload(file)
+
+
+def _add(held: Recordings, name: str, images: list[bytes]) -> None:
     if "/" in name or "\\" in name or name.startswith("."):
         raise Refused("this is not the name of a class", given=name, do="use a name without slashes")
-    held.setdefault(name, []).extend(images)
+    size = sum(map(len, images))
+    try:
+        upload_quota.check(_compat.session(), size, len(images))
+    except Refused as error:
+        raise Refused(
+            f"the recording was not kept: {error.wrong}",
+            given=f"{len(images)} images, {size / limits.MB:.1f} MB",
+            do="create the dataset or delete a class, then record again",
+        ) from None
+    held.setdefault(name, {}).update((_compat.hold_upload(image), image) for image in images)
 
 
-def _shown(name: str, images: list[bytes]) -> None:
+def _shown(held: Recordings, name: str) -> None:
     """One class: number of images, the latest ones, and a button that deletes them."""
+    images = list(held[name].values())
     with st.container(horizontal=True, vertical_alignment="center"):
         pictures = "".join(
             f'<img src="data:image/jpeg;base64,{base64.b64encode(one).decode()}" width="48" height="48" alt=""/>'
@@ -77,6 +89,6 @@ def _shown(name: str, images: list[bytes]) -> None:
             "Delete",
             key=f"capture-delete-{name}",
             icon=":material/delete:",
-            on_click=st.session_state[keys.CAPTURED].pop,
-            args=(name, None),
+            on_click=_delete,
+            args=(held, name),
         )

@@ -15,10 +15,9 @@ import streamlit as st
 from pages.ui import _compat
 from pages.ui.app import context, keys
 from pages.ui.data import capture
-from pages.ui.security import auth
+from pages.ui.security import auth, upload_quota
 from pages.ui.widgets import formatting
-from smallalign_core.data import IMAGE_ENDINGS
-from smallalign_core.errors import SmallAlignError
+from smallalign_core.errors import Refused, SmallAlignError
 from smallalign_core.runs import uploads
 from smallalign_core.runs.store import Store
 from smallalign_core.service.users import Role
@@ -26,7 +25,8 @@ from smallalign_core.spec import DataSpec
 from smallalign_core.system import limits
 
 FOLDER, ZIP, CAMERA = "Folder", "Zip file", "Camera"
-TABLES = (".csv", ".tsv", ".jsonl")
+ANY_MB = 1024**2
+"""Larger than any file."""
 
 
 def panel(store: Store) -> None:
@@ -41,21 +41,29 @@ def panel(store: Store) -> None:
     )
     if auth.current_user().role is Role.VIEWER:
         return
-    failed = st.session_state.get(keys.UPLOAD_FAILED)
-    with st.expander("Upload a folder or zip, or use the camera", icon=":material/upload:", expanded=bool(failed)):
-        if failed:
+    with st.expander("Upload a folder or zip, or use the camera", icon=":material/upload:"):
+        if failed := st.session_state.get(keys.UPLOAD_FAILED):
             st.error(formatting.plain(failed), icon=":material/block:")
-        way = st.segmented_control("From", [FOLDER, ZIP, CAMERA], default=FOLDER, required=True, key="upload-from")
+        way = st.segmented_control(
+            "From",
+            [FOLDER, ZIP, CAMERA],
+            default=FOLDER,
+            required=True,
+            key="upload-from",
+            on_change=st.session_state.pop,
+            args=(keys.UPLOAD_FAILED, None),
+        )
         files, name, content = [], "", b""
         with st.container(key="uploading"):
             if way == CAMERA:
                 made = capture.panel()
             else:
                 files = _uploader(str(way))
-                made = [(file.name, file.getvalue()) for file in files]
-    if not made:
+                made = []
+    if not made and not files:
         return
     try:
+        made = made or _arrived(files)
         if way == ZIP:
             [(name, content)] = made
             source = receive(store, name, content)
@@ -70,7 +78,7 @@ def panel(store: Store) -> None:
         if way == CAMERA:
             capture.clear()
     for file in files:
-        _compat.drop_upload(file)
+        _compat.drop_upload(file.file_id)
     st.session_state[keys.UPLOAD_ROUND] += 1  # an empty place for the next one
     st.rerun()
 
@@ -94,21 +102,40 @@ def _uploader(way: str) -> list[Any]:
             key=key,
         )
         files = [file] if file else []
-        bounds = f"up to {most.zip_entries:,} files, {most.zip_mb // 1024} GB unpacked"
+        bounds = f"up to {most.upload_mb} MB and {most.zip_entries:,} files, {most.zip_mb // 1024} GB unpacked"
     else:
+        # No check in the browser: it would leave files out, and nothing here could notice. The quota refuses them, and
+        # the reader counts files of other kinds.
         files = st.file_uploader(
             "Folder with one sub-folder of images per class",
-            type=[ending[1:] for ending in (*sorted(IMAGE_ENDINGS), *TABLES)],
             accept_multiple_files="directory",
-            max_upload_size=most.upload_mb,
+            max_upload_size=ANY_MB,
             key=key,
         )
-        bounds = f"up to {most.upload_files:,} files, {most.uploads_each_mb} MB together"
+        bounds = f"up to {most.upload_files:,} files, {most.upload_mb} MB each, {most.uploads_each_mb} MB together"
     st.caption(
         f"PNG, JPEG, WebP, TIFF, GIF, HEIC, AVIF or BMP; {bounds}. Validated, then stored on this server by content "
         "hash. For larger datasets, enter a path."
     )
     return list(files)
+
+
+def _arrived(files: list[Any]) -> list[tuple[str, bytes]]:
+    """Names and contents of an upload.
+
+    Raises:
+        Refused: a file of it was refused or did not arrive, so the rest is not what was meant.
+    """
+    uploads = dict(_compat.announced(file.file_id) for file in files)
+    refused = upload_quota.refusals(_compat.session())
+    reasons = [error for file, error in refused.items() if _compat.announced(file)[0] in uploads]
+    arrived = [file for file in files if hasattr(file, "getvalue")]  # else it was deleted since
+    wanted = sum(uploads.values()) or len(files) + len(reasons)
+    if len(arrived) < wanted:
+        first = reasons[0] if reasons else Refused("files did not arrive", do="upload again, or enter a path")
+        lost = f"{wanted - len(arrived):,} of {wanted:,} files were not accepted, so none was kept"
+        raise Refused(first.wrong, given=lost, do=first.do)
+    return [(file.name, file.getvalue()) for file in arrived]
 
 
 def receive(store: Store, name: str, content: bytes) -> str:

@@ -156,6 +156,7 @@ def prepare(store: Path) -> None:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
     _compat.set_upload_limit(most.upload_mb)  # our limit is the one place for it
+    _compat.count_announced()
     if login_required():  # users are not the machine's owner then: allowed folders only
         os.environ.setdefault(limits.ROOTS, "")
     limits.require_allowed(store)
